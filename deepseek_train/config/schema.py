@@ -1,0 +1,184 @@
+"""What was asked: the whole configuration of a run as frozen dataclasses (standard library only).
+
+Every field has one meaning and one unit, said beside it. YAML files in ``configs/`` are parsed into these types by
+``config.parse``; rules that concern more than one field live in ``config.check``. Each component receives its own
+slice of a ``RunConfig``, never the whole.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN context extension (V3 report section 4.3). ``factor`` 1 means plain RoPE."""
+
+    factor: float = 1.0  # new context length / original context length (V3: 40)
+    original_length: int = 4096  # tokens
+    beta_fast: float = 32.0  # rotations above which a frequency is kept
+    beta_slow: float = 1.0  # rotations below which a frequency is divided by factor
+    mscale: float = 1.0
+    mscale_all_dim: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a DeepSeek-V3 style model (V3 report section 2 and 4.2)."""
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int  # transformer layers, the leading dense ones included, MTP modules not
+    num_dense_layers: int  # leading layers with a dense FFN
+    num_heads: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    q_lora_rank: int | None  # None: queries are projected directly (V2-Lite)
+    kv_lora_rank: int
+    dense_ffn_size: int
+    num_routed_experts: int
+    num_shared_experts: int
+    expert_ffn_size: int
+    experts_per_token: int  # top-k
+    num_expert_groups: int  # V3: 8, one per node
+    expert_groups_per_token: int  # node limit M (V3: 4)
+    routed_scale: float  # factor on the normalised routing weights (V3: 2.5)
+    mtp_depth: int = 0  # multi-token-prediction modules (V3: 1)
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    yarn: YarnConfig = field(default_factory=YarnConfig)
+    init_std: float = 0.006
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Layout of ranks: world = pp x dp, expert-parallel groups are ep consecutive data-parallel ranks."""
+
+    pp: int = 1  # pipeline ranks
+    dp: int | None = None  # data-parallel ranks; None: world / pp under torchrun, else ep
+    ep: int = 1  # expert-parallel ranks; divides dp
+    check_splits: bool = False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Order of work in the pipeline."""
+
+    name: Literal["dualpipe", "1f1b"] = "dualpipe"
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Formats of what is stored. Master weights and gradient accumulation are always FP32."""
+
+    params: Literal["fp32", "bf16"] = "fp32"  # weights and activations
+    moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's two moments (V3: bf16)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of a curve over tokens: from where the last piece ended to ``to``, reached at ``until`` tokens."""
+
+    until: int  # consumed tokens at which this piece ends
+    to: float | None = None  # value at the end; None: stays as it is
+    shape: Literal["constant", "linear", "cosine", "step"] = "constant"  # step: jumps to ``to`` at its start
+
+
+@dataclass(frozen=True)
+class CurveConfig:
+    """A scalar as a function of consumed tokens; after the last segment it stays constant."""
+
+    start: float
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and everything that changes over training (V3 report section 4.2)."""
+
+    lr: CurveConfig
+    batch_size: CurveConfig  # sequences per step, all ranks together; rounded to what the layout can run
+    balance_speed: CurveConfig  # gamma: step of the router-bias update
+    mtp_weight: CurveConfig  # lambda: weight of the MTP loss
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # decoupled, on matrices only (norm gains are not decayed)
+    clip_norm: float = 1.0  # global gradient norm; 0: never clip
+    sequence_balance_weight: float = 1e-4  # alpha: sequence-wise balance loss
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Token shards, as ``deepseek-data prepare`` writes them."""
+
+    path: str  # folder with manifest.json
+    source: str = "builtin"  # "builtin" or a file/folder of text: what ``prepare`` reads when path does not exist
+    tokenizer: str = "builtin"  # "builtin" (4k, shipped) or the path of a tokenizer.json
+    sequence_length: int = 4096  # tokens the loss is computed on, per sequence
+    max_megabytes: int | None = None  # prepare at most this much text; None: all
+    fim_rate: float = 0.1  # share of documents rearranged as prefix-suffix-middle
+    validation_percent: int = 5  # share of documents (by file hash) held out
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and size of its pieces."""
+
+    total_tokens: int
+    microbatch_size: int = 1  # sequences per micro-batch
+    eval_every: int = 0  # steps; 0: only at the end
+    eval_microbatches: int = 8  # micro-batches per data-parallel rank in one evaluation
+    sample_prompt: str = ""  # continuation printed at the end; empty: none
+    sample_tokens: int = 64
+    stop_after_seconds: float | None = None  # save and stop cleanly after this much wall time
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and how much to keep."""
+
+    every: int = 0  # steps; 0: only at the end and on a signal
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """Where the numbers go. metrics.jsonl is always written."""
+
+    log_every: int = 10  # steps
+    wandb: Literal["auto", "offline", "online", "off"] = "off"  # auto: online with a key, else offline
+    wandb_project: str = "deepseek_train"
+    progress_bar: bool = True  # only on a terminal
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The machines."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus_per_node: int = 8
+    timeout_seconds: int = 600  # of every collective
+    rendezvous_seconds: int = 120  # until all ranks have met
+    threads_per_rank: int = 1  # CPU threads of one rank when the device is cpu
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    name: str
+    model: ModelConfig
+    parallel: ParallelConfig
+    schedule: ScheduleConfig
+    precision: PrecisionConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    monitor: MonitorConfig
+    cluster: ClusterConfig
+    run_dir: str = "runs/${name}"
+    seed: int = 0
+    resume: Literal["auto", "never", "must"] = "auto"  # auto: go on from the run folder's newest checkpoint
