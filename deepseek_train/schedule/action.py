@@ -19,7 +19,7 @@ class Kind(Enum):
     BACKWARD_WEIGHT = "W"  # the oldest queued weight gradients of this rank
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Action:
     """One chunk of work: ``kind`` on ``microbatch`` in ``stage``. Text form ``2F0``: stage 2, forward, micro-batch 0."""
 
