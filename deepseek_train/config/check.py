@@ -1,0 +1,132 @@
+"""Rules that concern more than one field of the configuration: every problem at once, each with its mend."""
+
+from collections.abc import Iterator
+from typing import get_type_hints
+
+from deepseek_train.config.parse import Problem
+from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig, RunConfig
+
+
+def check(run: RunConfig) -> list[Problem]:
+    """All problems of a parsed configuration that need no other room to be seen. Empty: it is sound."""
+    return [*_model(run.model), *_parallel(run), *_curves(run.optim), *_rest(run)]
+
+
+def _positive(where: str, names: tuple[str, ...], group: object) -> Iterator[Problem]:
+    for name in names:
+        value = getattr(group, name)
+        if value is not None and value < 1:
+            yield Problem(f"{where}.{name}", f"must be at least 1, is {value}", "Give a positive whole number.")
+
+
+def _model(m: ModelConfig) -> Iterator[Problem]:
+    counts = tuple(n for n, kind in get_type_hints(ModelConfig).items() if kind in (int, int | None))
+    may_be_zero = ("num_dense_layers", "num_shared_experts", "mtp_depth")
+    yield from _positive("model", tuple(n for n in counts if n not in may_be_zero), m)
+    for name in may_be_zero:
+        if getattr(m, name) < 0:
+            yield Problem(f"model.{name}", f"is negative ({getattr(m, name)})", "Use 0 for none.")
+    if m.num_dense_layers > m.num_layers:
+        yield Problem(
+            "model.num_dense_layers",
+            f"{m.num_dense_layers} dense layers in a model of {m.num_layers} layers",
+            f"Use at most num_layers = {m.num_layers}.",
+        )
+    if m.qk_rope_head_dim % 2:
+        yield Problem("model.qk_rope_head_dim", f"{m.qk_rope_head_dim} is odd", "RoPE turns pairs: use an even size.")
+    groups = m.num_expert_groups
+    if groups < 1 or m.num_routed_experts < 1:
+        return
+    if m.num_routed_experts % groups:
+        yield Problem(
+            "model.num_expert_groups",
+            f"{groups} groups do not divide {m.num_routed_experts} routed experts",
+            "Choose a divisor of num_routed_experts.",
+        )
+        return
+    if m.expert_groups_per_token > groups:
+        yield Problem(
+            "model.expert_groups_per_token",
+            f"a token may use {m.expert_groups_per_token} groups, there are {groups}",
+            f"Use at most num_expert_groups = {groups}.",
+        )
+    reachable = m.num_routed_experts // groups * min(m.expert_groups_per_token, groups)
+    if m.experts_per_token > reachable:
+        yield Problem(
+            "model.experts_per_token",
+            f"top-{m.experts_per_token}, but only {reachable} experts are in the groups a token may use",
+            "Lower it, or raise expert_groups_per_token.",
+        )
+    if m.experts_per_token % max(m.expert_groups_per_token, 1):
+        yield Problem(
+            "model.experts_per_token",
+            f"{m.experts_per_token} is not a multiple of expert_groups_per_token = {m.expert_groups_per_token}; "
+            "a group's score is the sum of its best K/M experts",
+            "Choose a multiple.",
+        )
+    elif m.experts_per_token // m.expert_groups_per_token > m.num_routed_experts // groups:
+        yield Problem(
+            "model.num_expert_groups", "a group holds fewer experts than K/M of its score", "Use fewer groups."
+        )
+
+
+def _parallel(run: RunConfig) -> Iterator[Problem]:
+    p, m = run.parallel, run.model
+    yield from _positive("parallel", ("pp", "dp", "ep"), p)
+    if min(p.pp, p.ep, p.dp or 1) < 1:
+        return
+    if p.dp is not None and p.dp % p.ep:
+        yield Problem(
+            "parallel.ep",
+            f"expert-parallel size {p.ep} does not divide data-parallel size {p.dp}",
+            "EP groups are consecutive data-parallel ranks: make dp a multiple of ep.",
+        )
+    if m.num_routed_experts % p.ep:
+        yield Problem(
+            "parallel.ep",
+            f"{m.num_routed_experts} routed experts do not divide evenly over {p.ep} expert-parallel ranks",
+            "Choose a divisor of model.num_routed_experts.",
+        )
+    if m.num_layers < p.pp:
+        yield Problem(
+            "parallel.pp",
+            f"{m.num_layers} layers cannot fill {p.pp} pipeline stages",
+            f"Use at most pp = {m.num_layers}.",
+        )
+
+
+def _curves(o: OptimConfig) -> Iterator[Problem]:
+    for name in ("lr", "batch_size", "balance_speed", "mtp_weight"):
+        curve: CurveConfig = getattr(o, name)
+        since = 0
+        for i, segment in enumerate(curve.segments):
+            where = f"optim.{name}.segments[{i}]"
+            if segment.until <= since:
+                yield Problem(where, f"ends at {segment.until} tokens, where it begins", "Segments go forward.")
+            if (segment.shape == "constant") != (segment.to is None):
+                yield Problem(where, f"shape {segment.shape} with to={segment.to}", "Only 'constant' has no 'to'.")
+            since = segment.until
+        values = [curve.start] + [s.to for s in curve.segments if s.to is not None]
+        if min(values) < (1 if name == "batch_size" else 0):
+            yield Problem(f"optim.{name}", f"falls to {min(values)}", "Keep it positive.")
+    for name in ("beta1", "beta2"):
+        if not 0.0 <= getattr(o, name) < 1.0:
+            yield Problem(f"optim.{name}", f"{getattr(o, name)} is not in [0, 1)", "V3 uses 0.9 and 0.95.")
+
+
+def _rest(run: RunConfig) -> Iterator[Problem]:
+    yield from _positive("train", ("total_tokens", "microbatch_size", "eval_microbatches"), run.train)
+    yield from _positive("monitor", ("log_every",), run.monitor)
+    yield from _positive("data", ("sequence_length", "max_megabytes"), run.data)
+    yield from _positive("checkpoint", ("keep",), run.checkpoint)
+    for where, value in (("checkpoint.every", run.checkpoint.every), ("train.eval_every", run.train.eval_every)):
+        if value < 0:
+            yield Problem(where, f"is negative ({value})", "Use 0 for 'only at the end'.")
+    if not 0.0 <= run.data.fim_rate <= 1.0:
+        yield Problem("data.fim_rate", f"{run.data.fim_rate} is not a share", "Use a number from 0 to 1.")
+    if run.precision.moments == "bf16" and run.optim.beta2 > 0.996:
+        yield Problem(
+            "precision.moments",
+            f"bf16 moments cannot follow beta2 = {run.optim.beta2}: its change is below one rounding step",
+            "Lower optim.beta2 (V3: 0.95) or use fp32 moments.",
+        )

@@ -1,0 +1,106 @@
+"""One transformer block as its phases: attend -> dispatch -> experts -> combine, or attend -> feed forward.
+
+Legend: B sequences, T positions, D hidden, R rope pairs.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.experts import Experts
+from deepseek_train.model.mla import LatentAttention
+from deepseek_train.model.norm import rms_norm
+from deepseek_train.model.router import Router, balance_loss
+from deepseek_train.model.swiglu import FeedForward
+from deepseek_train.model.values import Attended, Computed, Hidden, LayerLoad, Sent
+from deepseek_train.parallel.expert.flat import combine, dispatch
+from deepseek_train.parallel.expert.plan import make_plan
+from deepseek_train.phases.phase import Lane, Phase
+
+
+class _Attention(nn.Module):
+    """The half that both kinds of block share: x + MLA(norm(x)), and the norm before the FFN."""
+
+    def __init__(self, context: ModelContext, turns_TR: Tensor) -> None:
+        super().__init__()
+        self.m, self.queue, self.turns_TR = context.model, context.queue, turns_TR
+        self.attention_norm = context.weight(self.m.hidden_size)
+        self.attention = LatentAttention(context)
+        self.ffn_norm = context.weight(self.m.hidden_size)
+
+    def attended(self, x_BTD: Tensor) -> Tensor:
+        normed = rms_norm(x_BTD, self.attention_norm, self.m.norm_eps, self.queue)
+        return x_BTD + self.attention(normed, self.turns_TR[: x_BTD.shape[1]])
+
+    def ffn_input(self, x_BTD: Tensor) -> Tensor:
+        return rms_norm(x_BTD, self.ffn_norm, self.m.norm_eps, self.queue)
+
+
+class DenseBlock(_Attention):
+    """A leading layer with a dense FFN."""
+
+    def __init__(self, context: ModelContext, turns_TR: Tensor) -> None:
+        super().__init__(context, turns_TR)
+        self.ffn = FeedForward(context, self.m.dense_ffn_size)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase("attend", Lane.COMPUTE, self.attend),
+            Phase("feed_forward", Lane.COMPUTE, self.feed_forward),
+        )
+
+    def attend(self, hidden: Hidden) -> Hidden:
+        return hidden.moved_to(self.attended(hidden.x_BTD))
+
+    def feed_forward(self, hidden: Hidden) -> Hidden:
+        return hidden.moved_to(hidden.x_BTD + self.ffn(self.ffn_input(hidden.x_BTD)))
+
+
+class MoeBlock(_Attention):
+    """A layer with routed and shared experts. ``index`` names it in the load statistics."""
+
+    def __init__(self, context: ModelContext, index: int, turns_TR: Tensor) -> None:
+        super().__init__(context, turns_TR)
+        self.index, self.group = index, context.experts
+        self.router = Router(context)
+        inner = self.m.num_shared_experts * self.m.expert_ffn_size
+        self.shared = FeedForward(context, inner) if inner else None
+        self.experts = Experts(context)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase("attend", Lane.COMPUTE, self.attend),
+            Phase("dispatch", Lane.COMMUNICATION, self.dispatch),
+            Phase("experts", Lane.COMPUTE, self.compute),
+            Phase("combine", Lane.COMMUNICATION, self.combine),
+        )
+
+    def attend(self, hidden: Hidden) -> Attended:
+        x_BTD = self.attended(hidden.x_BTD)
+        normed_BTD = self.ffn_input(x_BTD)
+        scores_BTE = self.router(normed_BTD)
+        routing = self.router.route(scores_BTE)
+        tokens_E = torch.bincount(routing.expert_ids_NK.flatten(), minlength=self.m.num_routed_experts)
+        loss = balance_loss(scores_BTE, self.m.experts_per_token)
+        before = hidden.ledger
+        ledger = replace(
+            before,
+            balance=loss if before.balance is None else before.balance + loss,
+            loads=(*before.loads, LayerLoad(self.index, tokens_E)),
+        )
+        return Attended(replace(hidden, x_BTD=x_BTD, ledger=ledger), normed_BTD, routing)
+
+    def dispatch(self, a: Attended) -> Sent:
+        plan = make_plan(a.routing.expert_ids_NK, self.m.num_routed_experts, self.group)
+        sent = dispatch(a.normed_BTD.flatten(0, 1), a.routing.weights_NK, plan, self.group)
+        return Sent(a.hidden, a.normed_BTD, sent)
+
+    def compute(self, s: Sent) -> Computed:
+        x_BTD = s.hidden.x_BTD if self.shared is None else s.hidden.x_BTD + self.shared(s.normed_BTD)
+        return Computed(s.hidden.moved_to(x_BTD), self.experts(s.dispatched), s.dispatched.plan)
+
+    def combine(self, c: Computed) -> Hidden:
+        y_ND = combine(c.y_RD, c.plan, self.group)
+        return c.hidden.moved_to(c.hidden.x_BTD + y_ND.view_as(c.hidden.x_BTD))

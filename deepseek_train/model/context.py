@@ -1,0 +1,24 @@
+"""What every module of a stage is built with: passed down, never global."""
+
+from dataclasses import dataclass
+
+import torch
+
+from deepseek_train.config.schema import ModelConfig
+from deepseek_train.parallel.exchange import ALONE, ExpertGroup
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """Architecture, where weight gradients wait, who shares the experts, and what weights are made of."""
+
+    model: ModelConfig
+    queue: WeightGradQueue
+    experts: ExpertGroup = ALONE
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    def weight(self, *shape: int) -> Weight:
+        """An uninitialised weight; ``init`` fills it."""
+        return Weight(torch.empty(shape, device=self.device, dtype=self.dtype))

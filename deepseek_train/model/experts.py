@@ -1,0 +1,30 @@
+"""The routed experts this rank holds.
+
+Legend: A assignments grouped by expert, R received rows, D hidden, F feed-forward size.
+"""
+
+from torch import Tensor, nn
+
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.linear import grouped_linear
+from deepseek_train.model.swiglu import swiglu
+from deepseek_train.parallel.expert.flat import Dispatched, expand, reduce
+
+
+class Experts(nn.Module):
+    """An equal share of the routed experts, consecutive, as two grouped matrices."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        d, f = context.model.hidden_size, context.model.expert_ffn_size
+        count = context.model.num_routed_experts // context.experts.size
+        self.queue = context.queue
+        self.gate_up = context.weight(count, 2 * f, d)
+        self.down = context.weight(count, d, f)
+
+    def forward(self, dispatched: Dispatched) -> Tensor:
+        """Weighted sum over this rank's experts for every received row: y_RD."""
+        rows_E = dispatched.plan.rows_E
+        x_AD, weights_A = expand(dispatched)
+        h_AF = swiglu(grouped_linear(x_AD, self.gate_up, rows_E, self.queue), weights_A)
+        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), dispatched.plan)

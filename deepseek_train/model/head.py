@@ -1,0 +1,102 @@
+"""The ends of the model: embedding phase, output head with its loss, multi-token prediction.
+
+Legend: B sequences, T positions, D hidden, V vocabulary.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deepseek_train.model.block import MoeBlock
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.embed import embed
+from deepseek_train.model.linear import linear
+from deepseek_train.model.norm import rms_norm, wide
+from deepseek_train.model.values import Hidden
+from deepseek_train.phases.phase import Lane, Phase
+from deepseek_train.phases.wgrad import Weight
+
+
+def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Mean over all positions, in FP32 (FP64 for FP64 logits)."""
+    logits = logits_BTV.flatten(0, 1)
+    return functional.cross_entropy(logits.to(wide(logits.dtype)), labels_BT.flatten())
+
+
+class Head(nn.Module):
+    """Final norm, output projection and next-token loss. Passes the *normalised* hidden state on: MTP starts there."""
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        self.eps, self.queue = context.model.norm_eps, context.queue
+        self.final_norm = context.weight(context.model.hidden_size)
+        self.weight = context.weight(context.model.vocab_size, context.model.hidden_size)
+
+    def normed(self, x_BTD: Tensor) -> Tensor:
+        return rms_norm(x_BTD, self.final_norm, self.eps, self.queue)
+
+    def logits(self, normed_BTD: Tensor) -> Tensor:
+        return linear(normed_BTD, self.weight, self.queue)
+
+    def loss(self, hidden: Hidden) -> Hidden:
+        assert hidden.batch is not None
+        normed_BTD = self.normed(hidden.x_BTD)
+        labels_BT = hidden.batch.tokens[:, 1 : 1 + normed_BTD.shape[1]]
+        loss = cross_entropy(self.logits(normed_BTD), labels_BT)
+        return replace(hidden, x_BTD=normed_BTD, ledger=replace(hidden.ledger, main=loss))
+
+
+class MtpModule(nn.Module):
+    """Multi-token prediction module ``depth`` (V3 report section 2.2): from the hidden state at i and the embedding of
+    token i + depth + 1, one MoE block predicts token i + depth + 2. Embedding and head are the main model's own
+    tensors. The embedding comes first in the concatenation, as in the published weights (V3_SPEC A.7)."""
+
+    def __init__(
+        self, context: ModelContext, depth: int, turns_TR: Tensor, embedding: Weight, head: Head
+    ) -> None:
+        super().__init__()
+        m = context.model
+        self.m, self.depth, self.queue = m, depth, context.queue
+        self.embed_norm = context.weight(m.hidden_size)
+        self.hidden_norm = context.weight(m.hidden_size)
+        self.join = context.weight(m.hidden_size, 2 * m.hidden_size)
+        self.block = MoeBlock(context, m.num_layers + depth, turns_TR)
+        self.final_norm = context.weight(m.hidden_size)
+        self.shared = (embedding, head)  # a tuple: not registered as this module's own weights
+
+    def phases(self) -> tuple[Phase, ...]:
+        name = f"mtp{self.depth}"
+        inner = tuple(replace(phase, name=f"{name}.{phase.name}") for phase in self.block.phases())
+        return (
+            Phase(f"{name}.join", Lane.COMPUTE, self.joined),
+            *inner,
+            Phase(f"{name}.loss", Lane.COMPUTE, self.loss),
+        )
+
+    def joined(self, hidden: Hidden) -> Hidden:
+        assert hidden.batch is not None
+        eps, length, start = self.m.norm_eps, hidden.x_BTD.shape[1], self.depth + 1
+        embedded = embed(hidden.batch.tokens[:, start : start + length], self.shared[0], self.queue)
+        both = torch.cat(
+            [
+                rms_norm(embedded, self.embed_norm, eps, self.queue),
+                rms_norm(hidden.x_BTD, self.hidden_norm, eps, self.queue),
+            ],
+            -1,
+        )
+        return hidden.moved_to(linear(both, self.join, self.queue))
+
+    def logits(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised hidden state and logits."""
+        normed_BTD = rms_norm(x_BTD, self.final_norm, self.m.norm_eps, self.queue)
+        return normed_BTD, self.shared[1].logits(normed_BTD)
+
+    def loss(self, hidden: Hidden) -> Hidden:
+        assert hidden.batch is not None
+        normed_BTD, logits_BTV = self.logits(hidden.x_BTD)
+        start, length = self.depth + 2, normed_BTD.shape[1]
+        loss = cross_entropy(logits_BTV, hidden.batch.tokens[:, start : start + length]) / self.m.mtp_depth
+        total = loss if hidden.ledger.mtp is None else hidden.ledger.mtp + loss
+        return replace(hidden, x_BTD=normed_BTD, ledger=replace(hidden.ledger, mtp=total))

@@ -1,0 +1,34 @@
+"""Initial weights as a pure function of (seed, name of the weight, expert): the same for every layout of ranks."""
+
+import hashlib
+
+import torch
+
+from deepseek_train.config.schema import ModelConfig
+from deepseek_train.model.stage import Stage
+from deepseek_train.spec.stages import stage_weights
+from deepseek_train.spec.weights import Init
+
+
+@torch.no_grad()
+def init_stage(stage: Stage, m: ModelConfig, seed: int) -> None:
+    """Fills every weight of ``stage`` as the table says. Normal weights are drawn in FP32, one generator a matrix
+    (one an expert), then cast."""
+    weights = stage.weights()
+    for spec in stage_weights(m, stage.spec):
+        if not spec.trained:
+            continue
+        weight = weights[spec.name]
+        if spec.init is Init.ONES:
+            weight.fill_(1.0)
+            continue
+        first = stage.context.experts.rank * weight.shape[0] if spec.expert else 0
+        pieces = list(weight) if spec.expert else [weight]
+        for offset, piece in enumerate(pieces):
+            generator = torch.Generator().manual_seed(_seed(seed, spec.name, first + offset))
+            piece.copy_(torch.randn(piece.shape, generator=generator) * m.init_std)
+
+
+def _seed(seed: int, name: str, expert: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}/{expert}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1

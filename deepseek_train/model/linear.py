@@ -1,0 +1,71 @@
+"""Linear layers whose weight gradient is queued: y = x W^T, without bias (V3 has none).
+
+Shapes: x [..., in], W [out, in]; grouped: rows sorted by expert, W [E, out, in].
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Weight, queue: WeightGradQueue) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.queue = queue
+        return x @ weight.to(x.dtype).t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        ctx.queue.add(lambda: accumulate(weight.main_grad, dy.flatten(0, -2), x.flatten(0, -2)))
+        return dy @ weight.to(dy.dtype) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _GroupedLinear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Weight, rows_E: tuple[int, ...], queue: WeightGradQueue) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.rows_E, ctx.queue = rows_E, queue
+        y = x.new_empty(x.shape[0], weight.shape[1])
+        for part, out, w in zip(x.split(rows_E), y.split(rows_E), weight, strict=True):
+            torch.mm(part, w.t(), out=out)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        rows_E = ctx.rows_E
+
+        def weight_gradients() -> None:
+            for grad, d, part in zip(weight.main_grad, dy.split(rows_E), x.split(rows_E), strict=True):
+                if part.shape[0]:
+                    accumulate(grad, d, part)
+
+        ctx.queue.add(weight_gradients)
+        dx = torch.empty_like(x)
+        for part, out, w in zip(dy.split(rows_E), dx.split(rows_E), weight, strict=True):
+            torch.mm(part, w, out=out)
+        return dx, None, None, None
+
+
+def accumulate(main_grad: Tensor, dy: Tensor, x: Tensor) -> None:
+    """main_grad += dy^T x in the accumulator's precision; dy [rows, out], x [rows, in]."""
+    main_grad.addmm_(dy.to(main_grad.dtype).t(), x.to(main_grad.dtype))
+
+
+def linear(x: Tensor, weight: Weight, queue: WeightGradQueue) -> Tensor:
+    """x W^T, computed in the dtype of ``x``; the weight gradient is queued."""
+    return _Linear.apply(x, weight, queue)
+
+
+def grouped_linear(x: Tensor, weight: Weight, rows_E: tuple[int, ...], queue: WeightGradQueue) -> Tensor:
+    """For each expert e its ``rows_E[e]`` consecutive rows of ``x`` times W[e]^T. Experts may have no rows."""
+    return _GroupedLinear.apply(x, weight, rows_E, queue)

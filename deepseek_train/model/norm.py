@@ -1,0 +1,46 @@
+"""RMSNorm in FP32: y = g * cast(x / sqrt(mean(x^2) + eps))."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision reductions run in: FP32, or FP64 where the model itself is FP64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _RmsNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Tensor:
+        x_wide = x.to(wide(x.dtype))
+        scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, gain, scale)
+        ctx.queue = queue
+        return gain * (x_wide * scale).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        x, gain, scale = ctx.saved_tensors
+        normed = x.to(scale.dtype) * scale
+        d_normed = (dy * gain).to(scale.dtype)
+        dx = (d_normed - normed * (d_normed * normed).mean(-1, keepdim=True)) * scale
+        ctx.queue.add(lambda: _gain_gradient(gain, dy, normed))
+        return dx.to(x.dtype), None, None, None
+
+
+def _gain_gradient(gain: Weight, dy: Tensor, normed: Tensor) -> None:
+    rows = (dy * normed.to(dy.dtype)).flatten(0, -2)
+    gain.main_grad += rows.sum(0, dtype=gain.main_grad.dtype)
+
+
+def rms_norm(x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Tensor:
+    """Normalises the last axis of ``x``; result in the dtype of ``x``. V3 report section 2.1; the weight multiplies
+    after the cast, as in the published inference code."""
+    return _RmsNorm.apply(x, gain, eps, queue)

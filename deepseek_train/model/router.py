@@ -1,0 +1,62 @@
+"""The sigmoid router with bias-only balancing and node-limited selection (V3 report 2.1.2, V3_SPEC A.5, A.6).
+
+Legend: B sequences, T positions, N = B T tokens, D hidden, E experts, G groups, K experts per token.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from deepseek_train.config.schema import ModelConfig
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.linear import linear
+from deepseek_train.model.norm import wide
+from deepseek_train.parallel.expert.plan import TokenRouting
+
+
+class Router(nn.Module):
+    """Scores every expert, selects with the balance bias, weighs without it."""
+
+    bias: Tensor
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        m = self.m = context.model
+        self.queue = context.queue
+        self.weight = context.weight(m.num_routed_experts, m.hidden_size)
+        self.register_buffer("bias", torch.zeros(m.num_routed_experts, device=context.device))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Scores in (0, 1), FP32 [B, T, E]."""
+        return linear(x_BTD.to(wide(x_BTD.dtype)), self.weight, self.queue).sigmoid()
+
+    def route(self, scores_BTE: Tensor) -> TokenRouting:
+        """Top-K by score + bias among the kept groups; weights are the selected scores, normalised and scaled."""
+        m, scores_NE = self.m, scores_BTE.flatten(0, 1)
+        ids_NK = select(scores_NE.detach() + self.bias, m)
+        chosen_NK = scores_NE.gather(1, ids_NK)
+        weights_NK = chosen_NK / (chosen_NK.sum(-1, keepdim=True) + 1e-20) * m.routed_scale
+        return TokenRouting(ids_NK, weights_NK)
+
+
+def select(biased_NE: Tensor, m: ModelConfig) -> Tensor:
+    """Expert ids [N, K]: a group counts the sum of its best K/M biased scores; experts outside the best M groups
+    cannot be chosen."""
+    if m.expert_groups_per_token < m.num_expert_groups:
+        by_group = biased_NE.unflatten(-1, (m.num_expert_groups, -1))
+        best = m.experts_per_token // m.expert_groups_per_token
+        kept = by_group.topk(best, -1).values.sum(-1).topk(m.expert_groups_per_token, -1).indices
+        closed_NG = torch.ones(by_group.shape[:-1], dtype=torch.bool, device=kept.device).scatter_(1, kept, False)
+        biased_NE = by_group.masked_fill(closed_NG.unsqueeze(-1), float("-inf")).flatten(-2)
+    return biased_NE.topk(m.experts_per_token, -1).indices
+
+
+def balance_loss(scores_BTE: Tensor, top_k: int) -> Tensor:
+    """Sequence-wise balance loss, mean over sequences: sum_i f_i P_i, f_i = E / (K T) times how often expert i is among
+    the top K of the unbiased scores, P_i the mean normalised score (V3 report eq. 17-20, without alpha)."""
+    batch, length, num_experts = scores_BTE.shape
+    top = scores_BTE.detach().topk(top_k, -1).indices.flatten(1)
+    ones = torch.ones((), dtype=scores_BTE.dtype, device=scores_BTE.device).expand_as(top)
+    counts_BE = scores_BTE.new_zeros(batch, num_experts).scatter_add_(1, top, ones)
+    frequency_BE = counts_BE * (num_experts / (top_k * length))
+    share_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
+    return (frequency_BE * share_BE).sum(-1).mean()

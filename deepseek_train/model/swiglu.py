@@ -1,0 +1,60 @@
+"""SwiGLU and the dense feed-forward network built on it.
+
+Legend: N rows, F feed-forward size, D hidden.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.linear import linear
+
+
+class _SwiGlu(Function):
+    """Saves its input only; the backward pass computes the activation again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, weight_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(gate_up, weight_N)
+        gate, up = gate_up.chunk(2, -1)
+        y = functional.silu(gate) * up
+        return y if weight_N is None else y * weight_N.unsqueeze(-1).to(y.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        gate_up, weight_N = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        sigmoid = torch.sigmoid(gate)
+        silu = gate * sigmoid
+        d_weight = None
+        if weight_N is not None:
+            d_weight = (dy * silu * up).sum(-1, dtype=weight_N.dtype)
+            dy = dy * weight_N.unsqueeze(-1).to(dy.dtype)
+        d_gate = dy * up * (sigmoid + silu * (1.0 - sigmoid))
+        return torch.cat([d_gate, dy * silu], -1), d_weight
+
+
+def swiglu(gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:
+    """silu(gate) * up for [..., 2F] with the gate half first: [..., F]; each row times its routing weight if given
+    (V3_SPEC D.3: DeepSeek applies it here, so that combine is an unweighted sum)."""
+    return _SwiGlu.apply(gate_up, weight_N)
+
+
+class FeedForward(nn.Module):
+    """W_down swiglu(W_gate_up x): the FFN of dense layers and the shared expert."""
+
+    def __init__(self, context: ModelContext, inner: int) -> None:
+        super().__init__()
+        hidden = context.model.hidden_size
+        self.queue = context.queue
+        self.gate_up = context.weight(2 * inner, hidden)
+        self.down = context.weight(hidden, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(swiglu(linear(x, self.gate_up, self.queue)), self.down, self.queue)

@@ -1,0 +1,49 @@
+"""Rank <-> coordinates: who holds what, on paper.
+
+world = pp x dp with the data-parallel index innermost; expert-parallel groups are ``ep`` consecutive data-parallel
+ranks; a node is ``gpus_per_node`` consecutive ranks (DESIGN section 5).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """The grid of ranks. ``ep`` divides ``dp``."""
+
+    pp: int
+    dp: int
+    ep: int
+
+    @property
+    def world(self) -> int:
+        return self.pp * self.dp
+
+    def rank_at(self, pp_rank: int, dp_rank: int) -> int:
+        return pp_rank * self.dp + dp_rank
+
+    def pp_rank(self, rank: int) -> int:
+        return rank // self.dp
+
+    def dp_rank(self, rank: int) -> int:
+        return rank % self.dp
+
+    def ep_rank(self, rank: int) -> int:
+        return self.dp_rank(rank) % self.ep
+
+    def pipeline_group(self, rank: int) -> tuple[int, ...]:
+        """Ranks that run one pipeline, by pipeline rank."""
+        return tuple(self.rank_at(p, self.dp_rank(rank)) for p in range(self.pp))
+
+    def expert_group(self, rank: int) -> tuple[int, ...]:
+        """Ranks that together hold all experts of a layer, by expert-parallel rank."""
+        first = self.dp_rank(rank) - self.ep_rank(rank)
+        return tuple(self.rank_at(self.pp_rank(rank), first + i) for i in range(self.ep))
+
+    def dense_replicas(self, holders: tuple[int, ...]) -> tuple[int, ...]:
+        """Ranks with the same copy of a dense weight whose stage the pipeline ranks ``holders`` hold."""
+        return tuple(self.rank_at(p, d) for p in holders for d in range(self.dp))
+
+    def expert_replicas(self, holders: tuple[int, ...], ep_rank: int) -> tuple[int, ...]:
+        """Ranks with the same copy of the experts of expert-parallel index ``ep_rank``."""
+        return tuple(self.rank_at(p, d) for p in holders for d in range(ep_rank, self.dp, self.ep))
