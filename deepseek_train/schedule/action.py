@@ -1,9 +1,9 @@
 """The vocabulary of pipeline schedules: a schedule is a value, for each rank an ordered list of actions.
 
-Stages are numbered along the model (0 holds the embedding, the last one the head), micro-batches over the whole
-step. In bidirectional schedules each direction has its own micro-batches: the first half flows along ranks
-0 -> P-1, the second half P-1 -> 0. Which rank runs (stage, micro-batch) is ``Placement.rank_of``.
-No torch here: the executor, the simulator and the renderer all interpret these same values.
+Stages are numbered along the model (0 holds the embedding, the last one the head), micro-batches over the
+whole step. In bidirectional schedules each direction has its own micro-batches: the first half flows along
+ranks 0 -> P-1, the second half P-1 -> 0. Which rank runs (stage, micro-batch) is ``Placement.rank_of``. No
+torch here: the executor, the simulator and the renderer all interpret these same values.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """One chunk of work: ``kind`` on ``microbatch`` in ``stage``. Text form ``2F0``: stage 2, forward, micro-batch 0."""
+    """One chunk of work: ``kind`` on ``microbatch`` in ``stage``. Text form ``2F0``: stage 2, forward,
+    micro-batch 0.
+    """
 
     stage: int
     kind: Kind
@@ -50,8 +52,8 @@ Step = Action | Pair
 class Placement:
     """Which rank runs a stage for a micro-batch.
 
-    ``ranks_SX[s][d]`` is the rank that runs stage s for direction d; a one-directional schedule has one direction.
-    Micro-batches 0 .. M/2-1 belong to direction 0, the rest to direction 1.
+    ``ranks_SX[s][d]`` is the rank that runs stage s for direction d; a one-directional schedule has one
+    direction. Micro-batches 0 .. M/2-1 belong to direction 0, the rest to direction 1.
     """
 
     num_ranks: int

@@ -1,0 +1,112 @@
+"""From what to compute to what each rank executes: the same steps with every send and receive written out.
+
+Every directed link (source rank -> target rank) is one first-in-first-out channel. The receiver posts its
+receives on a link in the order the sender sends on it, so messages need no tags, and activations and
+gradients may share a link. Sends come right after the step that produced the tensor. A receive is posted
+``prefetch`` steps before the step that uses it, or earlier where a message behind it on the link is needed
+earlier; never earlier than that, so that buffers do not grow with the number of micro-batches.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass
+
+from deepseek_train.schedule.action import Schedule, Step
+from deepseek_train.schedule.dataflow import Message, dependency_order, inputs_of, outputs_of
+
+
+@dataclass(frozen=True)
+class Send:
+    """Start sending ``message``; do not wait for it."""
+
+    message: Message
+
+
+@dataclass(frozen=True)
+class Receive:
+    """Post the receive of ``message``; the step that uses it waits for it."""
+
+    message: Message
+
+
+Instruction = Step | Send | Receive
+Program = tuple[Instruction, ...]
+Link = tuple[int, int]  # source rank, target rank
+
+
+def lower(schedule: Schedule, *, prefetch: int = 1) -> tuple[Program, ...]:
+    """Programs, one for each rank. ``schedule`` has passed ``check``; ``prefetch`` >= 0 is in compute steps.
+
+    Which messages a step uses and produces: ``inputs_of`` and ``outputs_of`` (messages between stages of one
+    rank need no send). Executing the programs cannot deadlock, even where a send completes only once its
+    receive is posted, as long as sends do not block the sender (see ``sends_in_flight``).
+    """
+    receives: defaultdict[tuple[int, int], list[Receive]] = defaultdict(list)
+    for (_, target), messages in _posts(schedule, prefetch).items():
+        for index, message in messages:
+            receives[target, index].append(Receive(message))
+    programs = []
+    for rank, steps in enumerate(schedule.steps_R):
+        program: list[Instruction] = []
+        for index, step in enumerate(steps):
+            program += receives[rank, index]
+            program.append(step)
+            program += [Send(m) for m in outputs_of(schedule.placement, step) if not m.is_local]
+        programs.append(tuple(program))
+    return tuple(programs)
+
+
+def sends_in_flight(schedule: Schedule, *, prefetch: int = 1) -> dict[Link, int]:
+    """For each link the most sends that can be outstanding (sent, receive not yet posted), however the ranks'
+    speeds differ. A rank that keeps this many and waits for its oldest send before starting another waits
+    only for a receive that is certain to have been posted: it never blocks on a later step of its peer.
+
+    Bounded by the number of ranks where backwards hold the sender back. A forward-only chain holds nothing
+    back: there the first rank may run all its micro-batches ahead.
+    """
+    placement = schedule.placement
+    post_indices = {link: [i for i, _ in posts] for link, posts in _posts(schedule, prefetch).items()}
+    # known[r]: how many steps each rank must have finished for rank r to be where it is
+    known = [[0] * placement.num_ranks for _ in range(placement.num_ranks)]
+    known_at: dict[Message, list[int]] = {}
+    sent: defaultdict[Link, int] = defaultdict(int)
+    most: defaultdict[Link, int] = defaultdict(int)
+    for rank, index in dependency_order(schedule):
+        step = schedule.steps_R[rank][index]
+        for message in inputs_of(placement, step):
+            known[rank] = [max(both) for both in zip(known[rank], known_at[message], strict=True)]
+        known[rank][rank] = index + 1
+        for message in outputs_of(placement, step):
+            known_at[message] = list(known[rank])
+            if not message.is_local:
+                link = (message.source, message.target)
+                sent[link] += 1
+                posted = bisect_left(post_indices[link], known[rank][message.target])
+                most[link] = max(most[link], sent[link] - posted)
+    return dict(most)
+
+
+def _posts(schedule: Schedule, prefetch: int) -> dict[Link, list[tuple[int, Message]]]:
+    """For each link its messages in the order sent, each with the index of the target's step its receive
+    precedes.
+    """
+    if prefetch < 0:
+        raise ValueError(f"prefetch counts steps ahead of the use, got {prefetch}: use 0 or more")
+    placement = schedule.placement
+    used_at: dict[Message, int] = {}
+    sent: defaultdict[Link, list[Message]] = defaultdict(list)
+    for steps in schedule.steps_R:
+        for index, step in enumerate(steps):
+            used_at.update((message, index) for message in inputs_of(placement, step))
+            for message in outputs_of(placement, step):
+                if not message.is_local:
+                    sent[message.source, message.target].append(message)
+    posts = {}
+    for link, messages in sent.items():
+        earliest = len(schedule.steps_R[link[1]])
+        backwards = []
+        for message in reversed(messages):  # what comes behind on the link may have to be posted earlier
+            earliest = min(earliest, max(0, used_at[message] - prefetch))
+            backwards.append((earliest, message))
+        posts[link] = backwards[::-1]
+    return posts
