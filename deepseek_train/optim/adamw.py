@@ -1,0 +1,63 @@
+"""AdamW over flat FP32 master weights, with moments in FP32 or BF16 (V3 report section 3.3.3 keeps them in BF16).
+
+m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class AdamW(Optimizer):
+    """Same arithmetic, bit for bit, as ``torch.optim.AdamW(foreach=False)`` when the moments are FP32."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float],
+        eps: float,
+        moments: torch.dtype = torch.float32,
+    ) -> None:
+        self._moments = moments
+        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update. Learning rates are read from ``param_groups``."""
+        assert closure is None
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    _update(weight, weight.grad, self._state_of(weight), group)
+
+    def _state_of(self, weight: Tensor) -> dict[str, Any]:
+        state = self.state[weight]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(weight, dtype=self._moments)
+            state["exp_avg_sq"] = torch.zeros_like(weight, dtype=self._moments)
+        return state
+
+    def materialise(self) -> None:
+        """Creates the state of every weight, so that a checkpoint can be loaded into it before the first step."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self._state_of(weight)
+
+
+def _update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    state["step"] += 1
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    weight.mul_(1.0 - lr * group["weight_decay"])
+    m = state["exp_avg"].to(weight.dtype).lerp_(grad, 1.0 - beta1)
+    v = state["exp_avg_sq"].to(weight.dtype).mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+    if state["exp_avg"].dtype != weight.dtype:
+        state["exp_avg"].copy_(m)
+        state["exp_avg_sq"].copy_(v)
+    step_size = lr / (1.0 - beta1 ** state["step"])
+    denominator = (v.sqrt() / (1.0 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
+    weight.addcdiv_(m, denominator, value=-step_size)

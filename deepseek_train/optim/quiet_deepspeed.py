@@ -1,0 +1,33 @@
+"""DeepSpeed without its noise: import this before anything of DeepSpeed.
+
+Without a GPU its accelerator probe warns on every rank and ``init_distributed`` compiles a C++ extension (half a
+minute, for shared-memory collectives that gloo does not need); both are switched off by the means it offers.
+"""
+
+# ruff: noqa: E402  (the environment variable must be set before DeepSpeed is imported)
+import logging
+import os
+
+import torch
+import torch.distributed as dist
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed.comm
+import deepspeed.ops
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+from deepspeed.utils import logger
+from deepspeed.utils.timer import NoopTimer
+
+__all__ = ["BF16_Optimizer", "DeepSpeedBF16Config", "NoopTimer", "adopt_process_group"]
+
+logger.setLevel(logging.ERROR)
+if not torch.cuda.is_available():
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def adopt_process_group() -> None:
+    """Tells DeepSpeed about the process group that torch.distributed already has."""
+    deepspeed.comm.init_distributed(dist.get_backend(), verbose=False)
