@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 
-from deepseek_train.schedule.action import Action, Kind, Pair
+from deepseek_train.schedule.action import Action, Pair
 from deepseek_train.schedule.check import check
 from deepseek_train.schedule.dataflow import actions_of
 from deepseek_train.schedule.dualpipe import dualpipe, mirrored
@@ -72,7 +72,7 @@ def test_the_second_half_of_the_ranks_mirrors_the_first(sizes: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8, 16])
-def test_all_but_the_first_pairs_of_middle_ranks_overlap_both_directions(num_ranks: int) -> None:
+def test_a_pair_overlaps_the_two_directions(num_ranks: int) -> None:
     for row in dualpipe(num_ranks, 3 * num_ranks).steps_R:
         pairs = [step for step in row if isinstance(step, Pair)]
         assert all(pair.forward.stage == num_ranks - 1 - pair.backward.stage for pair in pairs)
@@ -103,5 +103,4 @@ def test_the_placement_alone_asks_only_for_even_numbers() -> None:
 
 
 def _letters(row: tuple[Action | Pair, ...]) -> list[str]:
-    letters = {kind: kind.value for kind in Kind}
-    return [letters[action.kind] for step in row for action in actions_of(step)]
+    return [action.kind.value for step in row for action in actions_of(step)]

@@ -190,7 +190,7 @@ def test_steps_are_untouched_and_sends_follow_at_once(schedule: Schedule, prefet
 @settings(max_examples=40, deadline=None)
 @given(schedules(), st.integers(0, 4))
 def test_receives_are_posted_in_time_and_not_hoarded(schedule: Schedule, prefetch: int) -> None:
-    """At least ``prefetch`` steps ahead of the use; never more than 2 (prefetch + 1) waiting, for any P and M."""
+    """Posted ``prefetch`` steps ahead of the use; at most 2 (prefetch + 1) waiting, for any P and M."""
     for program in lower(schedule, prefetch=prefetch):
         waiting: dict[Message, int] = {}
         index = 0
