@@ -40,8 +40,8 @@ def problems(num_ranks: int, num_microbatches: int) -> list[str]:
     faults = _placement_problems(num_ranks, num_microbatches)
     if num_microbatches < 2 * num_ranks:
         faults.append(
-            f"DualPipe needs 2 micro-batches a rank to fill the pipeline from both ends, got {num_microbatches} "
-            f"for {num_ranks} ranks: use {2 * num_ranks} or more, fewer ranks, or 1f1b"
+            f"DualPipe needs 2 micro-batches a rank to fill the pipeline from both ends, "
+            f"got {num_microbatches} for {num_ranks} ranks: use {2 * num_ranks} or more, fewer ranks, or 1f1b"
         )
     return faults
 
@@ -67,23 +67,20 @@ def _eight_steps(from_end: int, from_middle: int, num_main: int) -> Iterator[str
 
     ``from_end`` counts this rank and those outside it, ``from_middle`` the ranks between it and the middle.
     """
-    yield from ["F0"] * (2 * from_middle)  # 1
-    yield from ["F0", "F1"] * from_end  # 2
-    yield from [
-        "I1",
-        "W",
-        "F1",
-    ] * from_middle  # 3: weight gradients wait so that the input gradient leaves early
-    yield from (
-        ["F0&B1"] if from_middle else ["F0", "B1"]
-    )  # 4: the middle ranks' first is apart: a smaller bubble
+    # 1 to 3: fill; weight gradients of the first backwards wait so that their input gradients leave early
+    yield from ["F0"] * (2 * from_middle)
+    yield from ["F0", "F1"] * from_end
+    yield from ["I1", "W", "F1"] * from_middle
+    # 4: the main part; the middle ranks run their first two apart, which makes the bubble smaller
+    yield from ["F0&B1"] if from_middle else ["F0", "B1"]
     yield from ["F1&B0", "F0&B1"] * (num_main - 1)
     yield "F1&B0"
-    yield from ["B1", "F1&B0"] * from_middle  # 5
-    yield from (["B1", "B0"] * from_end)[:from_end]  # 6: full backwards for the first half of it,
-    yield from (["I1", "I0"] * from_end)[from_end:]  # input-only for the rest
-    yield from ["W", "I0"] * from_middle  # 7
-    yield from ["W"] * from_end  # 8
+    # 5 to 8: drain; half-way through step 6 weight gradients begin to wait again
+    yield from ["B1", "F1&B0"] * from_middle
+    yield from (["B1", "B0"] * from_end)[:from_end]
+    yield from (["I1", "I0"] * from_end)[from_end:]
+    yield from ["W", "I0"] * from_middle
+    yield from ["W"] * from_end
 
 
 def _steps(placement: Placement, rank: int) -> Iterator[Step]:
@@ -91,7 +88,7 @@ def _steps(placement: Placement, rank: int) -> Iterator[Step]:
     num_ranks, half = placement.num_ranks, placement.num_microbatches // 2
     from_end = min(rank, num_ranks - 1 - rank) + 1
     second_half = rank >= num_ranks // 2
-    next_microbatch = {(is_forward, d): d * half for is_forward in (True, False) for d in (0, 1)}
+    forwards, backwards = [0, half], [0, half]  # the next micro-batch of each direction
     queue: deque[Action] = deque()
 
     def bind(word: str) -> Action:
@@ -101,9 +98,9 @@ def _steps(placement: Placement, rank: int) -> Iterator[Step]:
             return Action(oldest.stage, kind, oldest.microbatch)
         direction = int(word[1]) ^ second_half
         stage = num_ranks - 1 - rank if direction else rank
-        counter = (kind is Kind.FORWARD, direction)
-        action = Action(stage, kind, next_microbatch[counter])
-        next_microbatch[counter] += 1
+        next_microbatch = forwards if kind is Kind.FORWARD else backwards
+        action = Action(stage, kind, next_microbatch[direction])
+        next_microbatch[direction] += 1
         if kind is Kind.BACKWARD_INPUT:
             queue.append(action)
         return action
