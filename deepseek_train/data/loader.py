@@ -87,9 +87,9 @@ class TokenSource:
         manifest = read_manifest(path)
         if manifest.max_token_id >= vocab_size:
             raise DataError(
-                f"token id {manifest.max_token_id} occurs, but the model's vocabulary has {vocab_size} tokens",
+                f"token id {manifest.max_token_id} occurs; the model's vocabulary is {vocab_size}",
                 path,
-                f"set model.vocab_size to at least {manifest.vocab_size}, or prepare with a smaller tokenizer",
+                f"set model.vocab_size={manifest.vocab_size} or more, or prepare with a smaller tokenizer",
             )
         self._stream = TokenStream(Path(path), manifest.of_split(split))
         self._stride, self._window = sequence_length, sequence_length + 1 + lookahead
@@ -100,7 +100,7 @@ class TokenSource:
             raise DataError(
                 f"the {split} split has {len(self._stream)} tokens; one sequence needs {self._window}",
                 path,
-                "prepare more text, another data.validation_percent, or train with a smaller data.sequence_length",
+                "prepare more text, or another data.validation_percent, or lower data.sequence_length",
             )
         self._order = SampleOrder(self.num_sequences, seed, self.manifest_hash)
 

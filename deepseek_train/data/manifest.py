@@ -6,11 +6,14 @@ The tokens themselves are in Megatron files beside it (see ``shards``), the toke
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from deepseek_train.data.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -115,24 +118,22 @@ def _parse(values: Any) -> Manifest:
         Shard(**{**shard, "bin": FileEntry(**shard["bin"]), "idx": FileEntry(**shard["idx"])})
         for shard in _checked(values["shards"], list)
     ]
-    parts = {
-        "settings": Settings(**values["settings"]),
-        "tokenizer": FileEntry(**values["tokenizer"]),
-        "shards": tuple(shards),
-    }
-    manifest = Manifest(**{**values, **parts})
-    for part in (
-        manifest,
-        manifest.tokenizer,
-        *shards,
-        *(e for shard in shards for e in (shard.bin, shard.idx)),
-    ):
-        for field in fields(part):
-            if field.type is int and _checked(getattr(part, field.name), int) < 0:
-                raise ValueError(f"{field.name} is negative")
-            if field.type is str:
-                _checked(getattr(part, field.name), str)
+    settings, tokenizer = Settings(**values["settings"]), FileEntry(**values["tokenizer"])
+    manifest = Manifest(**{**values, "settings": settings, "tokenizer": tokenizer, "shards": tuple(shards)})
+    entries = [entry for shard in shards for entry in (shard.bin, shard.idx)]
+    parts: list[DataclassInstance] = [manifest, manifest.settings, manifest.tokenizer, *shards, *entries]
+    for part in parts:
+        _check_fields(part)
     return manifest
+
+
+def _check_fields(part: "DataclassInstance") -> None:
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if field.type is int and _checked(value, int) < 0:
+            raise ValueError(f"{field.name} is negative")
+        if field.type is str:
+            _checked(value, str)
 
 
 def _checked(value: Any, kind: type) -> Any:

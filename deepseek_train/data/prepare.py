@@ -1,4 +1,4 @@
-"""Text to token shards: corpus -> split -> fill-in-the-middle -> tokens -> ``.bin/.idx`` and ``manifest.json``.
+"""Text to token shards: corpus -> split -> fill-in-the-middle -> tokens -> ``.bin/.idx``, ``manifest.json``.
 
 All is written beside the target and renamed into place at the end, so a folder of tokens is whole or not
 there. The same text and settings give the same bytes.
@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepseek_train.config.schema import DataConfig
@@ -28,7 +29,7 @@ _CHUNK_CHARACTERS = 2_000_000  # tokenised at once, on all cores
 
 
 def prepare(config: DataConfig, vocab_size: int | None = None, progress: bool = False) -> Manifest:
-    """Tokens of ``config.source`` in the folder ``config.path``; what is there already with the same settings is kept.
+    """Tokens of ``config.source`` in the folder ``config.path``; what the same settings left there is kept.
 
     ``vocab_size`` is the model's (None: any will do). ``progress`` draws a bar, where stderr is a terminal.
 
@@ -36,6 +37,9 @@ def prepare(config: DataConfig, vocab_size: int | None = None, progress: bool = 
         DataError: the folder holds something else, the text or the tokenizer cannot be used, or a split is
         empty.
     """
+    problems = settings_problems(config)
+    if problems:
+        raise DataError("; ".join(problems), "data configuration", "set these values to what is allowed")
     folder = Path(config.path)
     tokenizer = load_tokenizer(config.tokenizer)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
@@ -71,6 +75,20 @@ def prepare(config: DataConfig, vocab_size: int | None = None, progress: bool = 
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def settings_problems(config: DataConfig) -> list[str]:
+    """What is wrong with the values in ``config``, each with what is allowed."""
+    problems = []
+    if not 0 <= config.fim_rate <= 1:
+        problems.append(f"data.fim_rate={config.fim_rate} is not in [0, 1]")
+    if not 0 <= config.validation_percent < 100:
+        problems.append(f"data.validation_percent={config.validation_percent} is not in [0, 99]")
+    if config.max_megabytes is not None and config.max_megabytes < 1:
+        problems.append(f"data.max_megabytes={config.max_megabytes} is neither positive nor null (all of it)")
+    if config.sequence_length < 1:
+        problems.append(f"data.sequence_length={config.sequence_length} is not positive")
+    return problems
+
+
 def _reuse(folder: Path, settings: Settings) -> Manifest:
     if not (folder / MANIFEST_FILE).exists():
         mend = "choose another data.path"
@@ -96,7 +114,9 @@ def _write(
     writers = {split: ShardWriter(folder, split, dtype) for split in ("train", "validation")}
     max_token_id = text_bytes = 0
     columns = (TextColumn("preparing tokens"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress, transient=True) as bar:
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("", total=corpus.expected_bytes)
         for chunk in _chunks(corpus):
             for document, tokens_N in zip(chunk, tokenise(chunk, tokenizer, settings), strict=True):
@@ -167,7 +187,9 @@ def _check_splits(manifest: Manifest) -> None:
             "the corpus is empty: there is no text in its files", f"data.source={source}", "give text"
         )
     if not manifest.of_split("train") or (percent and not manifest.of_split("validation")):
-        counts = f"{manifest.documents('train')} documents to train on, {manifest.documents('validation')} held out"
+        counts = (
+            f"{manifest.documents('train')} documents in train, {manifest.documents('validation')} held out"
+        )
         raise DataError(
             f"data.validation_percent={percent} leaves a split empty: {counts}",
             f"data.source={source}",

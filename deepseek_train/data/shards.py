@@ -1,4 +1,4 @@
-"""Token shards in Megatron's format: ``.bin`` is the tokens one after the other, ``.idx`` where each document begins.
+"""Token shards in Megatron's format: ``.bin`` is the tokens end to end, ``.idx`` where each document begins.
 
 ``.idx``, little endian: the 9 bytes ``MMIDIDX\\0\\0``, u64 version 1, u8 code of the token type, u64 number
 of sequences S, u64 number of document bounds D, then i32 lengths[S] in tokens, i64 offsets[S] in bytes, i64
@@ -120,7 +120,7 @@ def read_index(path: Path) -> tuple[np.dtype[Any], npt.NDArray[np.int32]]:
 
 
 def open_shard(folder: Path, shard: Shard) -> Tokens:
-    """The tokens of ``shard``, memory-mapped, after its files' sizes and its index were checked against each other."""
+    """The tokens of ``shard``, memory-mapped, once its files' sizes and its index are found to agree."""
     for entry in (shard.bin, shard.idx):
         check_size(folder, entry)
     dtype, lengths = read_index(folder / shard.idx.name)

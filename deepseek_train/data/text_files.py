@@ -6,6 +6,7 @@ long file still fills both splits. ``.jsonl``: the field ``text`` of each line. 
 """
 
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -58,7 +59,7 @@ def read_documents(name: str, url: str) -> Iterator[Document]:
             url,
             "pip install 'deepseek-train[zstd]'",
         )
-    number, text = 0, ""
+    done = 0  # documents
     try:
         with fsspec.open(url, "rb", compression=compression) as stream:
             match suffix:
@@ -69,15 +70,16 @@ def read_documents(name: str, url: str) -> Iterator[Document]:
                 case _:
                     yield Document(name, stream.read().decode("utf-8-sig"))
                     return
-            for number, text in enumerate(texts):
-                yield Document(f"{name}#{number}", text)
+            for text in texts:
+                yield Document(f"{name}#{done}", text)
+                done += 1
     except UnicodeDecodeError as error:
         raise DataError(
             f"the text is not UTF-8: {error.reason}",
             f"{url}, after document {number}",
             "convert or remove the file",
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"the file cannot be read: {error}", url, "check that it is there, and whole"
         ) from error

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from deepseek_train.data.corpus import Document
 from deepseek_train.data.errors import DataError
+from deepseek_train.data.text_files import Document
 
 BUILTIN_TOKENIZER = Path(__file__).parent / "assets" / "tokenizer_4k.json"
 
@@ -52,7 +52,7 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """Text to token ids and back. Special tokens that occur in a text are encoded as the plain text they are."""
+    """Text to token ids and back. Special tokens written out in a text are encoded as plain text."""
 
     backend: Tokenizer
     special: SpecialTokens
@@ -109,7 +109,8 @@ def parse_tokenizer(content: bytes, where: str) -> TextTokenizer:
             "make one with: deepseek-data tokenizer source=.. vocab_size=.. output=..",
         ) from error
     ids = {role: backend.token_to_id(token) for role, token in SPECIAL_TOKENS.items()}
-    missing = [SPECIAL_TOKENS[role] for role, token_id in ids.items() if token_id is None]
+    found = {role: token_id for role, token_id in ids.items() if token_id is not None}
+    missing = [SPECIAL_TOKENS[role] for role in ids if role not in found]
     if missing:
         raise DataError(
             f"the tokenizer lacks the special tokens {' '.join(missing)}",
@@ -118,7 +119,7 @@ def parse_tokenizer(content: bytes, where: str) -> TextTokenizer:
         )
     backend.encode_special_tokens = True
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return TextTokenizer(backend, SpecialTokens(**ids), vocab_size, content)
+    return TextTokenizer(backend, SpecialTokens(**found), vocab_size, content)
 
 
 def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> TextTokenizer:

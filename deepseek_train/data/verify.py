@@ -13,7 +13,7 @@ _SCAN_TOKENS = 1 << 22
 
 
 def verify(folder: Path, manifest: Manifest) -> list[DataError]:
-    """All that is wrong with the files of ``manifest`` in ``folder``: sizes, checksums, indices, token ids."""
+    """What is wrong with the files of ``manifest`` in ``folder``: sizes, checksums, indices, token ids."""
     problems = []
     for shard in manifest.shards:
         damaged = [*_file_problems(folder, shard.bin), *_file_problems(folder, shard.idx)]
