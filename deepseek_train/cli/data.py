@@ -151,9 +151,8 @@ def _tokenizer(arguments: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished.write_bytes(tokenizer.json)
     os.replace(unfinished, output)
-    print(
-        f"{output}: {tokenizer.vocab_size} tokens after {time.monotonic() - begun:.1f} s, sha256 {tokenizer.sha256}"
-    )
+    print(f"{output}: {tokenizer.vocab_size} tokens after {time.monotonic() - begun:.1f} s")
+    print(f"  sha256 {tokenizer.sha256}")
 
 
 def _folder(first: list[str], more: list[str]) -> Path:

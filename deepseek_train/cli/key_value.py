@@ -52,12 +52,17 @@ def parse_key_values(
                 values[name] = _convert(text, known[name].type)
             except ValueError as error:
                 problems.append(f"{prefix}{name}={text}: {error}")
+    missing = [name for name in required if name not in values]
     problems += [
-        f"'{prefix}{name}' is missing; write {prefix}{name}=.." for name in required if name not in named
+        f"'{prefix}{name}' is missing; write {prefix}{name}=.." for name in missing if name not in named
     ]
+    if missing:
+        raise UsageError(problems)
+    parsed = kind(**values)
+    problems += check(parsed)
     if problems:
         raise UsageError(problems)
-    return kind(**values)
+    return parsed
 
 
 def _convert(text: str, kind: Any) -> Any:

@@ -75,8 +75,8 @@ def read_documents(name: str, url: str) -> Iterator[Document]:
                 done += 1
     except UnicodeDecodeError as error:
         raise DataError(
-            f"the text is not UTF-8: {error.reason}",
-            f"{url}, after document {number}",
+            f"the text is not UTF-8: {error}",
+            f"{url}, document {done}",
             "convert or remove the file",
         ) from error
     except (OSError, EOFError, zlib.error) as error:
