@@ -137,7 +137,7 @@ def _user_files(source: str) -> list[SourceFile]:
             continue
         name = path.removeprefix(root).lstrip("/") or path.rsplit("/", 1)[-1]
         size = info["size"] if compression is None else None
-        read = partial(read_documents, name, system.unstrip_protocol(path))
+        read = partial(read_documents, name, system, path)
         files.append(SourceFile(name, name.rpartition("/")[0].split("/")[0], size, read))
     if not files:
         what = "there is no text file there" if found else "there is nothing there"

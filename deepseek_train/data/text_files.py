@@ -5,15 +5,15 @@ long file still fills both splits. ``.jsonl``: the field ``text`` of each line. 
 ``.zst`` besides.
 """
 
+import io
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
-import fsspec
 from fsspec.compression import compr
+from fsspec.spec import AbstractFileSystem
 
 from deepseek_train.data.errors import DataError
 
@@ -45,14 +45,15 @@ def split_suffix(name: str) -> tuple[str, str | None]:
     return path.suffix, compression
 
 
-def read_documents(name: str, url: str) -> Iterator[Document]:
-    """Documents of the file at ``url`` (any fsspec location), named after ``name``.
+def read_documents(name: str, system: AbstractFileSystem, path: str) -> Iterator[Document]:
+    """Documents of the file at ``path`` of an fsspec file system, named after ``name``.
 
     Raises:
         DataError: not UTF-8, not JSON where it should be, unreadable, or compressed in a way not installed
         here.
     """
     suffix, compression = split_suffix(name)
+    url = system.unstrip_protocol(path)
     if compression is not None and compression not in compr:
         raise DataError(
             f"reading {compression} needs a package that is not installed",
@@ -61,7 +62,8 @@ def read_documents(name: str, url: str) -> Iterator[Document]:
         )
     done = 0  # documents
     try:
-        with fsspec.open(url, "rb", compression=compression) as stream:
+        with system.open(path, "rb", compression=compression) as opened:
+            stream = opened if compression is None else io.BufferedReader(opened)  # lines, for zstandard too
             match suffix:
                 case ".jsonl":
                     texts = _json_texts(stream, url)
@@ -73,16 +75,14 @@ def read_documents(name: str, url: str) -> Iterator[Document]:
             for text in texts:
                 yield Document(f"{name}#{done}", text)
                 done += 1
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"the text is not UTF-8: {error}",
-            f"{url}, document {done}",
-            "convert or remove the file",
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"the file cannot be read: {error}", url, "check that it is there, and whole"
-        ) from error
+        where = f"{url}, document {done}"
+        raise DataError(f"the text is not UTF-8: {error}", where, "convert or remove the file") from error
+    except Exception as error:  # every file system and every decompressor has errors of its own
+        what = f"the file cannot be read: {error}"
+        raise DataError(what, url, "check that it is there, whole, and what its suffix says") from error
 
 
 def _json_texts(stream: BinaryIO, url: str) -> Iterator[str]:
