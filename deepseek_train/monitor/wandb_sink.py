@@ -88,7 +88,9 @@ def open_wandb(
         # not at the top of the file: the import takes a second, on every rank, and most runs do without
         wandb = importlib.import_module("wandb")
     except ImportError:
-        _warn("not installed, nothing is sent (pip install 'deepseek-train[wandb]', or set monitor.wandb=off)")
+        _warn(
+            "not installed, nothing is sent (pip install 'deepseek-train[wandb]', or set monitor.wandb=off)"
+        )
         return None
 
     def start(how: str) -> WandbSink:
