@@ -16,8 +16,9 @@ _HEADER_EVERY = 20  # lines
 class ConsoleSink:
     """Prints every ``log_every``-th step, the first and the last one it sees, and every skipped one.
 
-    On a terminal, and if ``progress_bar``, the lines scroll above a bar that moves with every step. ``gpu`` is
-    asked once per printed line. A ``stream`` (default: stdout) that is closed underneath only silences the sink.
+    On a terminal, and if ``progress_bar``, the lines scroll above a bar that moves with every step. ``gpu``
+    is asked once per printed line. A ``stream`` (default: stdout) that is closed underneath only silences
+    the sink.
     """
 
     def __init__(

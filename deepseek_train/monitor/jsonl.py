@@ -1,8 +1,8 @@
-"""``metrics.jsonl``: the whole history of a run as text, one JSON object a line, ``kind`` "step" or "validation".
+"""``metrics.jsonl``: the whole history of a run as text, one JSON object a line: a step or a validation.
 
-A number that is not finite is written as ``null`` (JSON has no NaN) and read back as NaN. Timelines are left out.
-Expert loads are the bulk of a line (58 layers of 256 experts: 80 kB), so long runs keep fewer of them, see
-``keeps_load``; the number ``load_max_over_mean`` is on every line.
+A number that is not finite is written as ``null`` (JSON has no NaN) and read back as NaN (an MTP loss as
+None). Timelines are left out. Expert loads are the bulk of a line (58 layers of 256 experts: 80 kB), so long
+runs keep fewer of them, see ``keeps_load``; the number ``load_max_over_mean`` is on every line.
 """
 
 import json
@@ -26,8 +26,8 @@ class History:
 class JsonlSink:
     """Appends to ``path``, each line flushed: a killed run loses at most the line being written.
 
-    ``start_step`` is the last step that the run already holds (0: a new run). Lines of later steps, left by a run
-    that went on after the checkpoint now resumed from, are dropped, so the file tells one history.
+    ``start_step`` is the last step that the run already holds (0: a new run). Lines of later steps, left by a
+    run that went on after the checkpoint now resumed from, are dropped, so the file tells one history.
     """
 
     def __init__(self, path: Path, start_step: int = 0) -> None:
@@ -57,7 +57,7 @@ class JsonlSink:
 
 
 def keeps_load(step: int) -> bool:
-    """Every step up to 999, then every 10th up to 9999, then every 100th, ...: at most 999 per power of ten."""
+    """Every step up to 999, every 10th up to 9999, every 100th up to 99999, ...: 900 per power of ten."""
     return bool(step % 10 ** max(0, len(str(step)) - 3) == 0)
 
 
@@ -91,8 +91,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise ValueError(
-                    f"{path}, line {number} is not JSON ({error}); every line is one object written by JsonlSink. "
-                    "Delete the line, or move the file away to start a new history"
+                    f"{path}, line {number} is not JSON ({error}), but every line is one object written by "
+                    "JsonlSink. Delete the line, or move the file away to start a new history"
                 ) from error
     return records
 

@@ -47,7 +47,7 @@ def machine_facts() -> MachineFacts:
 
 
 def git_revision(file: Path) -> str | None:
-    """``git describe`` of the tree that tracks ``file``; None if no git tracks it (a virtual environment inside
+    """``git describe`` of the tree that tracks ``file``; None if none does (a virtual environment inside
     somebody's repository must not report that repository)."""
     if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
         return None

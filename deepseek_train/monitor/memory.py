@@ -19,8 +19,8 @@ def peak_device_bytes() -> int | None:
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident set so far. Linux says it in /proc; getrusage is for the others: after a fork its figure
-    starts from the parent's."""
+    """Largest resident set so far. Linux says it in /proc; getrusage is for the others: after a fork its
+    figure starts from the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():

@@ -23,7 +23,7 @@ class GpuSample:
 
 
 class GpuProbe:
-    """Reads the current CUDA device; ``sample`` is None, and why is said once on stderr, where that is impossible."""
+    """Reads the current CUDA device. Where it cannot, ``sample`` is None and why is said once, on stderr."""
 
     def __init__(self) -> None:
         self._handle: Any = None

@@ -1,4 +1,4 @@
-"""What the console writes on: plain lines, or lines above a progress bar. A reader that went away is no error."""
+"""What the console writes on: plain lines, or lines above a progress bar. A closed stdout is no error."""
 
 import io
 import math
@@ -71,7 +71,7 @@ class BarDisplay:
 
 
 class SafeStream(io.TextIOBase):
-    """A stream that falls silent instead of raising when nobody reads it any more (``| head``, a closed ssh)."""
+    """A stream that falls silent instead of raising when nobody reads it any more (``| head``, lost ssh)."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,15 +1,18 @@
-"""``report.md``: what became of a run, readable by somebody who was not there. Also written in the middle of a run:
-a section whose facts are missing is left out."""
+"""``report.md``: what became of a run, readable by somebody who was not there.
 
+It can be written in the middle of a run: a section whose facts are missing is left out.
+"""
+
+import math
 import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_train.monitor import numbers
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.machine import MachineFacts
+from deepseek_train.monitor.numbers import count, data_size, duration, percent
 from deepseek_train.monitor.pictures.load import (
     LoadHistory,
     draw_expert_load,
@@ -50,7 +53,7 @@ class ReportFacts:
 
 
 def write_report(run_dir: Path, facts: ReportFacts) -> Path:
-    """Writes ``report.md`` and the pictures it shows (``report/*.png``) into ``run_dir``; returns its path."""
+    """Writes ``report.md`` and its pictures ``report/*.png`` into ``run_dir``; returns the path of report.md."""
     load = load_history(facts.history.steps)
     sections = [
         [f"# {facts.name}"],
@@ -73,24 +76,24 @@ def _headline(facts: ReportFacts) -> list[str]:
     rows = [
         (
             "parameters",
-            f"{numbers.count(facts.total_parameters)}, {numbers.count(facts.active_parameters)} active per token",
+            f"{count(facts.total_parameters)}, {count(facts.active_parameters)} active per token",
         ),
         ("layout", facts.layout),
-        ("wall time", numbers.duration(facts.wall_seconds)),
+        ("wall time", duration(facts.wall_seconds)),
     ]
     if steps:
         tokens = steps[-1].tokens
-        share = numbers.percent(tokens / facts.total_tokens) if tokens < facts.total_tokens else "all"
+        share = percent(tokens / facts.total_tokens) if tokens < facts.total_tokens else "all"
         speed = statistics.median(step.tokens_per_second for step in steps)
         memory = max(step.memory_bytes for step in steps)
-        losses = [step.loss for step in steps[-20:] if not step.skipped]
+        losses = [step.loss for step in steps[-20:] if math.isfinite(step.loss)]
         rows += [
             (
                 "trained on",
-                f"{numbers.count(tokens)} tokens in {steps[-1].step} steps ({share} of what was asked for)",
+                f"{count(tokens)} tokens in {steps[-1].step} steps ({share} of what was asked for)",
             ),
-            ("speed", f"{numbers.count(speed)} tokens/s (median step)"),
-            ("peak memory", f"{numbers.data_size(memory)} on the fullest rank"),
+            ("speed", f"{count(speed)} tokens/s (median step)"),
+            ("peak memory", f"{data_size(memory)} on the fullest rank"),
         ]
         if losses:
             rows.append(
@@ -117,7 +120,7 @@ def _loss(run_dir: Path, history: History) -> list[str]:
         rows = [
             (
                 str(e.step),
-                numbers.count(e.tokens),
+                count(e.tokens),
                 f"{e.loss:.4f}",
                 "-" if e.mtp_loss is None else f"{e.mtp_loss:.4f}",
             )
@@ -152,8 +155,8 @@ def _pipeline(run_dir: Path, facts: ReportFacts) -> list[str]:
     name = "Pipeline" if facts.timeline_step is None else f"Pipeline of step {facts.timeline_step}"
     path = draw_timeline(timeline, run_dir / "report" / "timeline.png", name)
     words = (
-        f"Measured on {timeline.num_ranks} pipeline ranks: {numbers.duration(timeline.makespan())} from the first "
-        f"forward to the last backward, of which ranks were idle {numbers.percent(timeline.bubble_fraction())}."
+        f"Measured on {timeline.num_ranks} pipeline ranks: {duration(timeline.makespan())} from the first "
+        f"forward to the last backward, of which ranks were idle {percent(timeline.bubble_fraction())}."
     )
     return [f"## {name}", words, _picture(run_dir, path, "What each pipeline rank did when")]
 
@@ -166,7 +169,7 @@ def _machine_table(machine: MachineFacts) -> str:
     gpus = [f"{machine.gpus.count(name)} x {name}" for name in sorted(set(machine.gpus))]
     rows = [
         ("CPU", f"{machine.cpu}, {machine.cores} cores"),
-        ("memory", numbers.data_size(machine.memory_bytes)),
+        ("memory", data_size(machine.memory_bytes)),
         ("GPUs", ", ".join(gpus) or "none"),
         ("system", machine.system),
         ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions)),

@@ -76,11 +76,11 @@ def open_wandb(
     config: Mapping[str, Any],
     run_id: str | None = None,
 ) -> WandbSink | None:
-    """Starts or, given the ``run_id`` of a checkpoint, continues a run with its files under ``run_dir/wandb``.
+    """Starts or, given the ``run_id`` of a checkpoint, continues a run; its files go to ``run_dir/wandb``.
 
-    "auto" is online with an API key, offline without. Online that fails (no key, no network: up to 25 s) falls back
-    to offline with one warning. None for "off", and, with a warning, when wandb is missing or will not even start
-    offline.
+    "auto" is online with an API key, offline without. Online that fails (no network: up to 25 s) falls back
+    to offline with one warning. None for "off", and, with a warning, when wandb is missing or will not
+    even start offline.
     """
     if mode == "off":
         return None

@@ -67,8 +67,8 @@ def make_history(
 
 
 def make_timeline(ranks: int = 4, microbatches: int = 12, side_by_side: bool = False) -> Timeline:
-    """Two directions of micro-batches over a mirrored pipeline, each rank greedy: a pair if it can, then a backward,
-    then a forward, else queued weight gradients. ``side_by_side``: halves of a pair run one after the other."""
+    """Two directions of micro-batches over a mirrored pipeline, each rank greedy: a pair if it can, then a
+    backward, then a forward, else queued weight gradients. ``side_by_side``: a pair's halves run in turn."""
     last = ranks - 1
     done: dict[tuple[Kind, int, int], float] = {}  # (kind, stage, micro-batch) -> time
     free = [0.0] * ranks

@@ -1,8 +1,8 @@
 """How evenly the experts of each MoE layer are used over training.
 
-Shapes: L MoE layers, S training steps whose loads were kept, E routed experts, C columns of a heatmap (groups of
-consecutive kept steps, averaged). Load is relative: tokens of an expert / mean tokens per expert, 1 is perfect;
-MaxVio = the busiest expert's load - 1 (auxiliary-loss-free balancing, V3 report section 4.5.3).
+Shapes: L MoE layers, S training steps whose loads were kept, E routed experts, C columns of a heatmap (groups
+of consecutive kept steps, averaged). Load is relative: tokens of an expert / mean tokens per expert, 1 is
+perfect. MaxVio is the busiest expert's load - 1 ("Auxiliary-Loss-Free Load Balancing Strategy", equation 4).
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.colors import Normalize, PowerNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from deepseek_train.monitor.metrics import StepMetrics
-from deepseek_train.monitor.pictures.style import FAINT, dress, new_figure, save
+from deepseek_train.monitor.pictures.style import FAINT, INK, dress, new_figure, save
 
 _MAX_COLUMNS = 240
 _MAX_EXPERT_PANELS = 4
@@ -56,25 +56,33 @@ def load_history(steps: Sequence[StepMetrics]) -> LoadHistory | None:
 
 
 def draw_max_violation(load: LoadHistory, path: Path) -> Path:
-    """Above, MaxVio of the worst layer and of the layers' mean; below, a heatmap with one row per layer."""
+    """MaxVio of the worst layer and the layers' mean; below, with two layers or more, a heatmap row each."""
     num_layers = len(load.layers)
-    rows_height = min(0.35 * num_layers, 1.2 + 0.11 * num_layers)
+    rows_height = min(0.45 * num_layers, 1.6 + 0.1 * num_layers) if num_layers > 1 else 0.0
     figure = new_figure(9.0, 3.0 + rows_height)
-    lines, heat = figure.subplots(2, 1, sharex=True, height_ratios=(2.0, rows_height))
-    dress(lines, "Expert imbalance (MaxVio)", "", "busiest expert / mean - 1")
+    heights = (2.0, rows_height) if num_layers > 1 else (1.0,)
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    dress(panels[0], "Expert imbalance (MaxVio)", "", "busiest expert / mean - 1")
+    panels[-1].set_xlabel("step", fontsize=9, color=INK)
     middles_C = (load.edges_C1[:-1] + load.edges_C1[1:]) / 2
-    mark = "o" if len(middles_C) == 1 else None
-    lines.plot(
-        middles_C, load.max_violation_LC.max(0), color="#c4473a", lw=1.3, marker=mark, label="worst layer"
-    )
-    lines.plot(middles_C, load.max_violation_LC.mean(0), color="#444a8f", lw=1.3, marker=mark, label="mean")
-    lines.set_ylim(bottom=0)
-    lines.grid(axis="y", color=FAINT, linewidth=0.6)
-    lines.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
-    dress(heat, "", "step", "MoE layer")
-    top = max(float(np.quantile(load.max_violation_LC, 0.98)), 0.1)
-    mesh = _heatmap(heat, load.edges_C1, load.max_violation_LC, load.layers, "magma", Normalize(0, top))
-    _colour_bar(figure, mesh, heat, "MaxVio")
+    lines = {"mean of layers": ("#444a8f", load.max_violation_LC.mean(0))}
+    if num_layers > 1:
+        lines["worst layer"] = ("#c4473a", load.max_violation_LC.max(0))
+    for name, (colour, values_C) in lines.items():
+        label = name if num_layers > 1 else f"layer {load.layers[0]}"
+        mark = "o" if len(values_C) == 1 else None  # a line of one point is invisible
+        panels[0].plot(middles_C, values_C, color=colour, linewidth=1.3, marker=mark, label=label)
+    panels[0].set_ylim(bottom=0)
+    panels[0].grid(axis="y", color=FAINT, linewidth=0.6)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if num_layers > 1:
+        dress(panels[1], "", "step", "MoE layer")
+        top = max(float(np.quantile(load.max_violation_LC, 0.98)), 0.1)
+        # the square root keeps the late, small differences visible beside the early, large ones
+        colours = PowerNorm(0.5, 0.0, top)
+        mesh = _heatmap(panels[1], load.edges_C1, load.max_violation_LC, load.layers, "magma", colours)
+        _colour_bar(figure, mesh, panels[1], "MaxVio")
     return save(figure, path)
 
 

@@ -12,9 +12,9 @@ _TRAIN, _MTP, _VALIDATION, _SKIPPED = "#2f6fdb", "#9a6bd1", "#e0542f", "#c4122f"
 
 
 def draw_loss(history: History, path: Path) -> Path:
-    """Training loss (each step faint, smoothed bold), MTP loss, validation points and skipped steps over tokens.
+    """Training and MTP loss (steps faint, smoothed bold), validation points and skipped steps over tokens.
 
-    ``history`` needs one step or validation.
+    ``history`` needs one step or validation. The legend's figures are means of the last 20 steps.
     """
     figure = new_figure(9.0, 4.6)
     axes = figure.add_subplot()
@@ -31,7 +31,7 @@ def draw_loss(history: History, path: Path) -> Path:
             continue
         smooth_S = smooth(values_S[seen_S])
         axes.plot(tokens_S[seen_S], values_S[seen_S], color=colour, alpha=0.25, linewidth=0.8)
-        final = f"{label}  {smooth_S[-1]:.3f}"
+        final = f"{label}  {values_S[seen_S][-20:].mean():.3f}"
         marker = "o" if seen_S.sum() == 1 else None  # a line of one point is invisible
         axes.plot(tokens_S[seen_S], smooth_S, color=colour, linewidth=1.8, label=final, marker=marker)
     if history.evaluations:
@@ -64,13 +64,12 @@ def draw_loss(history: History, path: Path) -> Path:
     return save(figure, path)
 
 
-def smooth(values_S: NDArray[np.float64], share: float = 0.02) -> NDArray[np.float64]:
-    """Exponential moving average over about ``share`` of all steps (at least 5), unbiased at its start."""
-    decay = 1.0 - 1.0 / max(5.0, share * len(values_S))
-    smooth_S = np.empty_like(values_S)
-    total, weight = 0.0, 0.0
-    for i, value in enumerate(values_S):
-        total = decay * total + (1 - decay) * value
-        weight = decay * weight + (1 - decay)
-        smooth_S[i] = total / weight
+def smooth(values_S: NDArray[np.float64], share: float = 0.04) -> NDArray[np.float64]:
+    """Mean over a window of about ``share`` of all steps (at least 9) around each step, so that the curve does
+    not lag; towards both ends the window shrinks, symmetric, to the step itself."""
+    count = len(values_S)
+    index_S = np.arange(count)
+    half_S = np.minimum(max(4, round(share * count / 2)), np.minimum(index_S, count - 1 - index_S))
+    sums = np.concatenate([[0.0], np.cumsum(values_S)])
+    smooth_S: NDArray[np.float64] = (sums[index_S + half_S + 1] - sums[index_S - half_S]) / (2 * half_S + 1)
     return smooth_S

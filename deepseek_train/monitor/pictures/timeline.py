@@ -1,16 +1,20 @@
 """The pipeline of one step, one row per rank, in the colours of the V3 report's figure 5."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from deepseek_train.monitor import numbers
 from deepseek_train.monitor.pictures.style import INK, dress, new_figure, save
 from deepseek_train.schedule.action import Kind
 from deepseek_train.schedule.timeline import Span, Timeline
+
+Box = tuple[tuple[float, float], ...]  # corners
 
 _WIDTH = 15.0  # inches
 _ROW = 0.38  # inches
@@ -30,9 +34,18 @@ _NAMES = {
 }
 
 
+@dataclass
+class _Shapes:
+    """Rectangles with their colours, drawn together: thousands of single patches take seconds."""
+
+    boxes: list[Box] = field(default_factory=list)
+    colours: list[str] = field(default_factory=list)
+    frames: list[Box] = field(default_factory=list)
+
+
 def draw_timeline(timeline: Timeline, path: Path, title: str = "Pipeline") -> Path:
-    """Boxes are spans with their micro-batch's number where it fits; grey is idle; a dark frame holds the forward
-    and the backward of an overlapped pair, one above the other while they run at the same time.
+    """Boxes are spans with their micro-batch's number where it fits; grey is idle; a dark frame holds the
+    forward and the backward of an overlapped pair, one above the other while they run at the same time.
 
     ``timeline`` needs one span.
     """
@@ -47,15 +60,18 @@ def draw_timeline(timeline: Timeline, path: Path, title: str = "Pipeline") -> Pa
     axes.set_yticks(range(timeline.num_ranks))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    reverse = _reverse_microbatches(timeline)
+    reverse = reverse_microbatches(timeline)
     points_per_second = (_WIDTH - 1.0) * 72 / makespan
+    idle = [_box(0, makespan, rank - 0.42, 0.84) for rank in range(timeline.num_ranks)]
+    axes.add_collection(PolyCollection(idle, facecolors=_IDLE, linewidths=0))
+    shapes = _Shapes()
     for rank in range(timeline.num_ranks):
-        axes.add_patch(Rectangle((0, rank - 0.42), makespan, 0.84, color=_IDLE, linewidth=0))
         for group in pairs([span for span in timeline.spans if span.rank == rank]):
-            _draw_group(axes, group, begin, rank, reverse, points_per_second)
-    _legend(
-        figure, {span.kind for span in timeline.spans}, bool(reverse), any(s.paired for s in timeline.spans)
-    )
+            _place_group(axes, shapes, group, begin, reverse, points_per_second)
+    edge = min(0.5, 0.02 * _WIDTH * 72 * timeline.num_ranks / len(timeline.spans))  # thin boxes, thin edges
+    axes.add_collection(PolyCollection(shapes.boxes, facecolors=shapes.colours, edgecolors="white", lw=edge))
+    axes.add_collection(PolyCollection(shapes.frames, facecolors="none", edgecolors=INK, lw=1.1))
+    _legend(figure, {span.kind for span in timeline.spans}, bool(reverse), bool(shapes.frames))
     return save(figure, path)
 
 
@@ -74,37 +90,38 @@ def pairs(spans: Sequence[Span]) -> list[tuple[Span, ...]]:
     return groups if waiting is None else [*groups, (waiting,)]
 
 
-def _draw_group(
+def _place_group(
     axes: Axes,
+    shapes: _Shapes,
     group: tuple[Span, ...],
     begin: float,
-    rank: int,
     reverse: frozenset[int],
     points_per_second: float,
 ) -> None:
     together = len(group) == 2 and min(s.end for s in group) > max(s.start for s in group)
     height = 0.42 if together else 0.84
+    top = group[0].rank - 0.42
     for place, span in enumerate(group):
-        backwards = span.microbatch in reverse
-        bottom = rank - 0.42 + (place * height if together else 0)
+        bottom = top + (place * height if together else 0)
         x, width = span.start - begin, span.end - span.start
-        colour = _COLOURS[span.kind][backwards]
-        axes.add_patch(Rectangle((x, bottom), width, height, facecolor=colour, edgecolor="white", lw=0.4))
+        shapes.boxes.append(_box(x, width, bottom, height))
+        shapes.colours.append(_COLOURS[span.kind][span.microbatch in reverse])
         label = str(span.microbatch)
-        size = 6.0 if together else 7.5
-        if width * points_per_second > 0.75 * size * len(label):
-            ink = "white" if backwards else INK
+        size = min(6.5 if together else 8.0, 1.3 * width * points_per_second / len(label))
+        if size >= 4.5:
+            ink = "white" if span.microbatch in reverse else INK
             centre = (x + width / 2, bottom + height / 2)
-            axes.text(
-                *centre, label, ha="center", va="center_baseline", fontsize=size, color=ink, clip_on=True
-            )
+            axes.text(*centre, label, ha="center", va="center_baseline", fontsize=size, color=ink)
     if group[0].paired:
         left, right = min(s.start for s in group), max(s.end for s in group)
-        frame = ((left - begin, rank - 0.42), right - left, 0.84)
-        axes.add_patch(Rectangle(*frame, fill=False, edgecolor=INK, linewidth=1.1, zorder=3))
+        shapes.frames.append(_box(left - begin, right - left, top, 0.84))
 
 
-def _reverse_microbatches(timeline: Timeline) -> frozenset[int]:
+def _box(x: float, width: float, bottom: float, height: float) -> Box:
+    return ((x, bottom), (x + width, bottom), (x + width, bottom + height), (x, bottom + height))
+
+
+def reverse_microbatches(timeline: Timeline) -> frozenset[int]:
     """Micro-batches that flow towards rank 0: their first stage is on a higher rank than their last."""
     ends: dict[int, tuple[Span, Span]] = {}
     for span in timeline.spans:
