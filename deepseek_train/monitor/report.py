@@ -53,7 +53,7 @@ class ReportFacts:
 
 
 def write_report(run_dir: Path, facts: ReportFacts) -> Path:
-    """Writes ``report.md`` and its pictures ``report/*.png`` into ``run_dir``; returns the path of report.md."""
+    """Writes ``report.md`` and its pictures ``report/*.png`` into ``run_dir``; returns the former's path."""
     load = load_history(facts.history.steps)
     sections = [
         [f"# {facts.name}"],

@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LoadHistory:
-    """``edges_C1``: the C + 1 steps at which columns begin and end."""
+    """``edges_C1``: where columns begin and end, in steps (half a step before, so step k is inside)."""
 
     layers: tuple[int, ...]
     edges_C1: Array
@@ -44,7 +44,7 @@ def load_history(steps: Sequence[StepMetrics]) -> LoadHistory | None:
     layers = tuple(sorted(kept[-1].expert_load))
     groups = np.array_split(np.arange(len(kept)), min(_MAX_COLUMNS, len(kept)))
     starts = [group[0] for group in groups]
-    edges_C1 = np.array([kept[i].step for i in starts] + [kept[-1].step + 1], dtype=float)
+    edges_C1 = np.array([kept[i].step for i in starts] + [kept[-1].step + 1], dtype=float) - 0.5
     loads, violations = [], []
     for layer in layers:
         counts_SE = np.array([step.expert_load[layer] for step in kept], dtype=float)
@@ -72,6 +72,7 @@ def draw_max_violation(load: LoadHistory, path: Path) -> Path:
         label = name if num_layers > 1 else f"layer {load.layers[0]}"
         mark = "o" if len(values_C) == 1 else None  # a line of one point is invisible
         panels[0].plot(middles_C, values_C, color=colour, linewidth=1.3, marker=mark, label=label)
+    panels[0].set_xlim(load.edges_C1[0], load.edges_C1[-1])
     panels[0].set_ylim(bottom=0)
     panels[0].grid(axis="y", color=FAINT, linewidth=0.6)
     panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
