@@ -84,7 +84,7 @@ def _cells(
     if metrics.mtp_loss is not None:
         cells.append(("mtp", 7, f"{metrics.mtp_loss:.4f}"))
     cells += [
-        ("gradnorm", 8, f"{metrics.grad_norm:.3g}"),
+        ("gradnorm", 8, f"{metrics.grad_norm:.3f}"),
         ("lr", 8, f"{metrics.lr:.2e}"),
         ("tok/s", 6, numbers.count(metrics.tokens_per_second)),
     ]

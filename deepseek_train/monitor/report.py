@@ -54,6 +54,7 @@ class ReportFacts:
 
 def write_report(run_dir: Path, facts: ReportFacts) -> Path:
     """Writes ``report.md`` and its pictures ``report/*.png`` into ``run_dir``; returns the former's path."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     load = load_history(facts.history.steps)
     sections = [
         [f"# {facts.name}"],

@@ -93,6 +93,8 @@ def open_wandb(
         )
         return None
 
+    run_dir.mkdir(parents=True, exist_ok=True)  # else wandb picks a temporary folder
+
     def start(how: str) -> WandbSink:
         run = wandb.init(
             project=project,

@@ -2,9 +2,9 @@
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import pynvml
 import pytest
 import torch
 
@@ -19,7 +19,7 @@ def test_peak_resident_grows_by_what_is_touched_and_never_shrinks() -> None:
     during = peak_resident_bytes()
     assert during >= before + 2**25
     del block
-    assert peak_resident_bytes() >= during
+    assert peak_resident_bytes() >= during - 2**22  # the kernel sums per-thread counts, not quite exactly
 
 
 def test_peak_memory_is_the_devices_where_there_is_one() -> None:
@@ -52,25 +52,82 @@ def test_git_revision_only_of_the_tree_that_tracks_the_file(tmp_path: Path) -> N
     assert git_revision(tracked) == f"{revision}-dirty"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says how it is without a GPU")
-def test_probe_is_quiet_on_a_cpu_run(capsys: pytest.CaptureFixture[str]) -> None:
+class FakeNvml:
+    """The few calls of nvidia-ml-py that the probe makes, for the device with one UUID."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, driver: bool) -> None:
+        self.driver = driver
+        self.fell_off_the_bus = False
+
+    def nvmlInit(self) -> None:
+        if not self.driver:
+            raise self.NVMLError("NVML Shared Library Not Found")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:
+        if self.fell_off_the_bus:
+            raise self.NVMLError("GPU is lost")
+        assert handle == "GPU-1234"
+        return SimpleNamespace(gpu=98)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
+        return SimpleNamespace(used=2**36)
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
+        return 512_300  # milliwatts
+
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
+        return 61
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234"))
+
+
+def test_probe_is_quiet_on_a_cpu_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert nvml.GpuProbe().sample() is None
     assert capsys.readouterr().err == ""
 
 
-def test_probe_says_once_why_it_cannot_read(
+@pytest.mark.usefixtures("one_gpu")
+def test_probe_reads_this_process_s_device_until_it_is_lost(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    driver = FakeNvml(driver=True)
+    monkeypatch.setattr(nvml, "pynvml", driver)
+    probe = nvml.GpuProbe()
+    assert probe.sample() == nvml.GpuSample(0.98, 2**36, 512.3, 61)
+    driver.fell_off_the_bus = True
+    assert [probe.sample(), probe.sample()] == [None, None]
+    assert capsys.readouterr().err.count("GPU is lost") == 1
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("package", "reason"), [(FakeNvml(driver=False), "Shared Library Not Found"), (None, "pip install")]
+)
+def test_probe_says_once_why_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: FakeNvml | None,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(nvml, "pynvml", package)
     probe = nvml.GpuProbe()
     assert [probe.sample(), probe.sample()] == [None, None]
-    monkeypatch.setattr(nvml, "pynvml", None)
-    assert nvml.GpuProbe().sample() is None
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2
-    assert "NVML Shared Library Not Found" in told[0]
-    assert "pip install" in told[1]
+    assert len(told) == 1
+    assert reason in told[0]

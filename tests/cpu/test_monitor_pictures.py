@@ -1,4 +1,4 @@
-"""What can be said about pictures without eyes: their numbers, their colours where they matter, their bytes."""
+"""What can be said about pictures without eyes: their numbers, colours where they matter, bytes."""
 
 import math
 from dataclasses import replace

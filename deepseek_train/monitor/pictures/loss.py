@@ -65,8 +65,8 @@ def draw_loss(history: History, path: Path) -> Path:
 
 
 def smooth(values_S: NDArray[np.float64], share: float = 0.04) -> NDArray[np.float64]:
-    """Mean over a window of about ``share`` of all steps (at least 9) around each step, so the curve does not
-    lag. At the start, where the loss falls steeply, the window shrinks symmetrically; at the end it is cut."""
+    """Mean over a window of ``share`` of all steps (at least 9) around each step, so the curve does not lag.
+    At the start, where the loss falls steeply, the window shrinks symmetrically; at the end it is cut."""
     index_S = np.arange(len(values_S))
     half_S = np.minimum(max(4, round(share * len(values_S) / 2)), index_S)
     begin_S, end_S = index_S - half_S, np.minimum(index_S + half_S + 1, len(values_S))
