@@ -1,0 +1,197 @@
+"""``report.md``: what became of a run, readable by somebody who was not there.
+
+It can be written in the middle of a run: a section whose facts are missing is left out.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepseek_train.monitor.jsonl import History
+from deepseek_train.monitor.machine import MachineFacts
+from deepseek_train.monitor.numbers import count, data_size, duration, percent
+from deepseek_train.monitor.pictures.load import (
+    LoadHistory,
+    draw_expert_load,
+    draw_max_violation,
+    load_history,
+)
+from deepseek_train.monitor.pictures.loss import draw_loss
+from deepseek_train.monitor.pictures.timeline import draw_timeline
+from deepseek_train.schedule.timeline import Timeline
+
+_VALIDATION_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model makes of a prompt."""
+
+    prompt: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything a report is made of."""
+
+    name: str
+    history: History  # ``read_history(run_dir / "metrics.jsonl")``
+    total_tokens: int  # asked for
+    total_parameters: int
+    active_parameters: int  # per token
+    layout: str  # one line, e.g. "2 ranks: PP 2 x DP 1, EP 1, schedule dualpipe"
+    config_yaml: str  # resolved
+    machine: MachineFacts
+    wall_seconds: float  # from start to report, all sessions of the run together
+    timeline: Timeline | None = None  # of one traced step
+    timeline_step: int | None = None
+    sample: Sample | None = None
+
+
+def write_report(run_dir: Path, facts: ReportFacts) -> Path:
+    """Writes ``report.md`` and its pictures ``report/*.png`` into ``run_dir``; returns the former's path."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    load = load_history(facts.history.steps)
+    sections = [
+        [f"# {facts.name}"],
+        _headline(facts),
+        _loss(run_dir, facts.history),
+        _expert_load(run_dir, facts, load) if load else [],
+        _pipeline(run_dir, facts),
+        _sample(facts.sample) if facts.sample else [],
+        ["## Settings", _fence(facts.config_yaml.rstrip(), "yaml")],
+        ["## Machine", _machine_table(facts.machine)],
+    ]
+    text = "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
+    path = run_dir / "report.md"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    return path
+
+
+def _headline(facts: ReportFacts) -> list[str]:
+    steps, evaluations = facts.history.steps, facts.history.evaluations
+    rows = [
+        (
+            "parameters",
+            f"{count(facts.total_parameters)}, {count(facts.active_parameters)} active per token",
+        ),
+        ("layout", facts.layout),
+        ("wall time", duration(facts.wall_seconds)),
+    ]
+    if steps:
+        tokens = steps[-1].tokens
+        share = percent(tokens / facts.total_tokens) if tokens < facts.total_tokens else "all"
+        speed = statistics.median(step.tokens_per_second for step in steps)
+        memory = max(step.memory_bytes for step in steps)
+        losses = [step.loss for step in steps[-20:] if math.isfinite(step.loss)]
+        rows += [
+            (
+                "trained on",
+                f"{count(tokens)} tokens in {steps[-1].step} steps ({share} of what was asked for)",
+            ),
+            ("speed", f"{count(speed)} tokens/s (median step)"),
+            ("peak memory", f"{data_size(memory)} on the fullest rank"),
+        ]
+        if losses:
+            rows.append(
+                ("training loss", f"{statistics.fmean(losses):.4f} (mean of the last {len(losses)} steps)")
+            )
+        skipped = sum(step.skipped for step in steps)
+        if skipped:
+            rows.append(("skipped steps", f"**{skipped}** (a gradient was not finite)"))
+    if evaluations:
+        rows.append(("validation loss", f"**{evaluations[-1].loss:.4f}** after step {evaluations[-1].step}"))
+    return [_table(("", ""), rows)]
+
+
+def _loss(run_dir: Path, history: History) -> list[str]:
+    if not history.steps and not history.evaluations:
+        return []
+    section = [
+        "## Loss",
+        _picture(run_dir, draw_loss(history, run_dir / "report" / "loss.png"), "Loss over tokens"),
+    ]
+    if history.evaluations:
+        stride = -(-len(history.evaluations) // _VALIDATION_ROWS)
+        shown = history.evaluations[::-stride][::-1]  # always the last one
+        rows = [
+            (
+                str(e.step),
+                count(e.tokens),
+                f"{e.loss:.4f}",
+                "-" if e.mtp_loss is None else f"{e.mtp_loss:.4f}",
+            )
+            for e in shown
+        ]
+        section.append(_table(("step", "tokens", "validation loss", "MTP loss"), rows))
+    return section
+
+
+def _expert_load(run_dir: Path, facts: ReportFacts, load: LoadHistory) -> list[str]:
+    first, last = load.max_violation_LC[:, 0], load.max_violation_LC[:, -1]
+    worst = int(last.argmax())
+    words = (
+        f"MaxVio (busiest expert over the mean, minus 1; 0 is perfect) went from {first.mean():.2f} to "
+        f"{last.mean():.2f}, averaged over {len(load.layers)} MoE layers; the worst layer is now "
+        f"{load.layers[worst]} with {last[worst]:.2f}."
+    )
+    violation = draw_max_violation(load, run_dir / "report" / "max_violation.png")
+    experts = draw_expert_load(load, run_dir / "report" / "expert_load.png")
+    return [
+        "## Expert load",
+        words,
+        _picture(run_dir, violation, "MaxVio of each MoE layer over training"),
+        _picture(run_dir, experts, "Load of each expert over training"),
+    ]
+
+
+def _pipeline(run_dir: Path, facts: ReportFacts) -> list[str]:
+    timeline = facts.timeline
+    if timeline is None or not timeline.spans:
+        return []
+    name = "Pipeline" if facts.timeline_step is None else f"Pipeline of step {facts.timeline_step}"
+    path = draw_timeline(timeline, run_dir / "report" / "timeline.png", name)
+    words = (
+        f"Measured on {timeline.num_ranks} pipeline ranks: {duration(timeline.makespan())} from the first "
+        f"forward to the last backward, of which ranks were idle {percent(timeline.bubble_fraction())}."
+    )
+    return [f"## {name}", words, _picture(run_dir, path, "What each pipeline rank did when")]
+
+
+def _sample(sample: Sample) -> list[str]:
+    return ["## Sample", "Prompt:", _fence(sample.prompt), "Continuation:", _fence(sample.continuation)]
+
+
+def _machine_table(machine: MachineFacts) -> str:
+    gpus = [f"{machine.gpus.count(name)} x {name}" for name in sorted(set(machine.gpus))]
+    rows = [
+        ("CPU", f"{machine.cpu}, {machine.cores} cores"),
+        ("memory", data_size(machine.memory_bytes)),
+        ("GPUs", ", ".join(gpus) or "none"),
+        ("system", machine.system),
+        ("versions", ", ".join(f"{name} {version}" for name, version in machine.versions)),
+    ]
+    if machine.git_revision:
+        rows.append(("git revision", f"`{machine.git_revision}`"))
+    return _table(("", ""), rows)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [list(head), ["---"] * len(head), *escaped]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _fence(text: str, language: str = "text") -> str:
+    """A code block, its fence longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _picture(run_dir: Path, path: Path, alternative: str) -> str:
+    return f"![{alternative}]({path.relative_to(run_dir).as_posix()})"

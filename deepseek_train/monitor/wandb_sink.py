@@ -1,0 +1,138 @@
+"""Weights & Biases, optional and never in the way: whatever it throws, training goes on."""
+
+import importlib
+import netrc
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
+
+
+class WandbSink:
+    """Sends each step to an opened wandb run; the first exception is printed and turns the sink off."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._broken = False
+        self.run_id: str = run.id  # to be kept in checkpoints, and given to ``open_wandb`` on resume
+
+    def step(self, metrics: StepMetrics) -> None:
+        record = {
+            "step": metrics.step,
+            "tokens": metrics.tokens,
+            "train/loss": metrics.loss,
+            "train/mtp_loss": metrics.mtp_loss,
+            "train/balance_loss": metrics.balance_loss,
+            "train/grad_norm": metrics.grad_norm,
+            "train/lr": metrics.lr,
+            "train/batch_size": metrics.batch_size,
+            "train/skipped": int(metrics.skipped),
+            "train/load_max_over_mean": metrics.load_max_over_mean(),
+            "speed/step_seconds": metrics.step_seconds,
+            "speed/tokens_per_second": metrics.tokens_per_second,
+            "speed/memory_bytes": metrics.memory_bytes,
+        }
+        self._log({name: value for name, value in record.items() if value is not None})
+
+    def evaluation(self, metrics: EvalMetrics) -> None:
+        record = {
+            "step": metrics.step,
+            "tokens": metrics.tokens,
+            "validation/loss": metrics.loss,
+            "validation/mtp_loss": metrics.mtp_loss,
+        }
+        self._log({name: value for name, value in record.items() if value is not None})
+
+    def close(self) -> None:
+        if self._broken:
+            return
+        try:
+            self._run.finish()
+        except Exception as error:
+            self._give_up(error)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self._broken:
+            return
+        try:
+            self._run.log(record)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        _warn(f"turned off for the rest of this run: {type(error).__name__}: {error}")
+
+
+def open_wandb(
+    mode: Literal["auto", "offline", "online", "off"],
+    project: str,
+    name: str,
+    run_dir: Path,
+    config: Mapping[str, Any],
+    run_id: str | None = None,
+) -> WandbSink | None:
+    """Starts or, given the ``run_id`` of a checkpoint, continues a run; its files go to ``run_dir/wandb``.
+
+    "auto" is online with an API key, offline without. Online that fails (no network: up to 25 s) falls back
+    to offline with one warning. None for "off", and, with a warning, when wandb is missing or will not
+    even start offline.
+    """
+    if mode == "off":
+        return None
+    try:
+        # not at the top of the file: the import takes a second, on every rank, and most runs do without
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        _warn(
+            "not installed, nothing is sent (pip install 'deepseek-train[wandb]', or set monitor.wandb=off)"
+        )
+        return None
+
+    run_dir.mkdir(parents=True, exist_ok=True)  # else wandb picks a temporary folder
+
+    def start(how: str) -> WandbSink:
+        run = wandb.init(
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow" if run_id and how == "online" else None,
+            dir=str(run_dir),
+            config=dict(config),
+            mode=how,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=15),
+        )
+        # an axis of our own: wandb's counter refuses the steps that a resumed run repeats
+        run.define_metric("*", step_metric="step")
+        return WandbSink(run)
+
+    attempts = ["offline"]
+    if mode != "offline" and _has_api_key():
+        attempts.insert(0, "online")
+    elif mode == "online":
+        _warn("no API key (WANDB_API_KEY or `wandb login`); writing offline, send it later with `wandb sync`")
+    for how in attempts:
+        try:
+            return start(how)
+        except Exception as error:
+            _warn(f"could not start {how}: {type(error).__name__}: {error}")
+    return None
+
+
+def _has_api_key() -> bool:
+    """Where `wandb login` keeps it; asking wandb itself may stop at a prompt."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _warn(message: str) -> None:
+    print(f"wandb: {message}", file=sys.stderr)
