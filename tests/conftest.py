@@ -9,7 +9,7 @@ from tests.poison import poison_empty, seed_everything
 
 @pytest.fixture(autouse=True)
 def nan_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Poison ``torch.empty`` and seed the generators, where torch is in use at all (ranks do the same inside)."""
+    """Poison ``torch.empty`` and seed the generators, where torch is in use at all (ranks do the same)."""
     torch = sys.modules.get("torch")
     seed_everything(torch, request.node.nodeid)
     if torch is not None:

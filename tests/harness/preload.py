@@ -1,7 +1,7 @@
-"""Imported once, in the clean process that ranks are forked from: whatever a rank would import lazily is here.
+"""Imported once, in the clean process that ranks are forked from: whatever a rank would import lazily.
 
-Without this each rank imports it after the fork (a second and 140 MB each), ``torch._dynamo`` among them, which
-``torch.optim`` pulls in at its first step.
+Without this each rank imports it after the fork (a second and 140 MB each); ``torch._dynamo`` is the hidden
+one, ``torch.optim`` pulls it in at its first step.
 """
 
 import logging

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from tests.poison import poison_empty, seed_everything
 
@@ -29,13 +30,13 @@ class Job:
     world_size: int
     args: tuple[Any, ...]
     seed_name: str
-    group_timeout: float  # seconds, of gloo's own operations
+    group_timeout: float | None  # seconds, of gloo's own operations; None: no group is made
     environment: dict[str, str]
     warning_filters: list[Any]  # of Python's own warnings.filters
 
 
 def rank_main(folder: str, rank: int) -> None:
-    """Run ``folder/job`` as ``rank``; writes ``{rank}.result`` or ``{rank}.error``, output to ``{rank}.log``."""
+    """Run ``folder/job`` as ``rank``; leaves ``{rank}.result`` or ``{rank}.error``, and ``{rank}.log``."""
     torch.set_num_threads(1)  # first: an OpenMP pool does not survive a fork
     home = Path(folder)
     code = 1
@@ -43,18 +44,17 @@ def rank_main(folder: str, rank: int) -> None:
         _own_output(home, rank)
         job: Job = pickle.loads((home / "job").read_bytes())
         _prepare(job, rank)
-        store = dist.FileStore(str(home / "store"), job.world_size)
-        dist.init_process_group(
-            "gloo",
-            store=store,
-            rank=rank,
-            world_size=job.world_size,
-            timeout=timedelta(seconds=job.group_timeout),
-        )
+        if job.group_timeout is not None:
+            store = FileStore(str(home / "store"), job.world_size)
+            patience = timedelta(seconds=job.group_timeout)
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=job.world_size, timeout=patience
+            )
         result = job.fn(rank, job.world_size, *job.args)
         _write(home / f"{rank}.result", pickle.dumps(result))
-        dist.barrier()  # nobody tears down its connections while another still talks
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.barrier()  # nobody tears down its connections while another still talks
+            dist.destroy_process_group()
         code = 0
     except BaseException:  # the parent reraises it
         _write(home / f"{rank}.error", pickle.dumps((time.monotonic(), traceback.format_exc())))

@@ -33,7 +33,8 @@ def failure_report(failures: list[Failure], world_size: int) -> str:
     """The whole message. Ranks that tell the same story (but for addresses and numbers) share one entry."""
     stories: dict[str, list[Failure]] = {}
     for failure in sorted(failures, key=lambda f: f.when):
-        stories.setdefault(re.sub(r"\d+|0x[0-9a-f]+", "#", failure.headline + failure.detail), []).append(failure)
+        story = re.sub(r"0x[0-9a-f]+|\d+", "#", failure.headline + failure.detail)
+        stories.setdefault(story, []).append(failure)
     parts = [f"{len(failures)} of {world_size} ranks failed, the first one first"]
     for same in stories.values():
         first = same[0]

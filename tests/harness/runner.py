@@ -1,8 +1,8 @@
 """Ranks for tests: forked in milliseconds from a clean process, watched, never left behind.
 
-pytest's own process has run tensor code, and a fork of it can hang in its first matrix product. So ranks are forked
-from a server that has imported everything and run nothing (``tests.harness.preload``); it starts at the first use
-(some seconds) and ends with pytest.
+pytest's own process has run tensor code, and a fork of it can hang in its first matrix product. So ranks are
+forked from a server that has imported everything and run nothing (``tests.harness.preload``); it starts at
+the first use (some seconds) and ends with pytest.
 """
 
 import multiprocessing
@@ -27,23 +27,25 @@ GRACE_SECONDS = 3.0  # what the others get after the first rank failed
 STACK_SECONDS = 0.5  # what a hung rank gets to write its stack
 
 
-def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60, group: bool = True
+) -> list[Any]:
     """Run ``fn(rank, world_size, *args)`` on ``world_size`` gloo ranks and return its results, by rank.
 
-    ``fn`` is a module-level function; arguments and results are picklable (tensors are). In a rank: one thread,
-    environment and warning filters as here, ``torch.empty`` gives NaN, a seed of its own made of test and rank.
+    ``fn`` is a module-level function; arguments and results are picklable (tensors are). In a rank: one
+    thread, environment and warning filters as here, ``torch.empty`` gives NaN, a seed made of the test's name
+    and the rank. ``group=False`` leaves torch.distributed to ``fn``.
 
-    Raises ``RanksFailed`` with the traceback of every rank, the first cause first. A rank that hangs is ended after
-    ``timeout`` seconds, or 3 seconds after another one failed, and reported with the stack it hung in.
+    Raises ``RanksFailed`` with the traceback of every rank, the first cause first. A rank that hangs is ended
+    after ``timeout`` seconds, or 3 seconds after another one failed, and reported with the stack it hung in.
     """
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         home = Path(folder)
-        (home / "job").write_bytes(pickle.dumps(_job(fn, world_size, args, timeout)))
+        # gloo's own patience is longer than ours: ours knows who hangs where
+        (home / "job").write_bytes(pickle.dumps(_job(fn, world_size, args, timeout + 30 if group else None)))
         _start_server()
         context = multiprocessing.get_context("forkserver")
-        processes = [
-            context.Process(target=rank_main, args=(folder, rank)) for rank in range(world_size)
-        ]
+        processes = [context.Process(target=rank_main, args=(folder, rank)) for rank in range(world_size)]
         try:
             for process in processes:
                 process.start()
@@ -58,16 +60,15 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout: floa
         return [pickle.loads((home / f"{rank}.result").read_bytes()) for rank in range(world_size)]
 
 
-def _job(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], timeout: float) -> Job:
+def _job(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], group_timeout: float | None) -> Job:
     name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-    # gloo's own patience is longer than ours: ours knows who hangs where
-    return Job(fn, world_size, args, name, timeout + 30, dict(os.environ), list(warnings.filters))
+    return Job(fn, world_size, args, name, group_timeout, dict(os.environ), list(warnings.filters))
 
 
 def _start_server() -> None:
     """Start the process that ranks are forked from, unless it runs already."""
     settings = {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the server looks for its preload in no other place
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # where the server finds its preload
         "OMP_NUM_THREADS": "1",
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for GPUs must not start CUDA before the fork
     }
