@@ -116,7 +116,7 @@ def test_pairs_are_grouped() -> None:
 def test_timeline_shows_every_kind_idle_time_and_pairs(tmp_path: Path, side_by_side: bool) -> None:
     timeline = make_timeline(4, 12, side_by_side)
     path = draw_timeline(timeline, tmp_path / "pairs.png")
-    for colour in ("#fdd09a", "#ea8a2c", "#b9dfa6", "#4f9d45", "#23907f", "#3a73c4", "#eeeef1"):
+    for colour in ("#fdd09a", "#ea8a2c", "#b9dfa6", "#4f9d45", "#23907f", "#3a73c4", "#e4e5ea"):
         assert share_of_colour(path, colour) > 0.004, colour
     apart = Timeline(timeline.num_ranks, tuple(replace(span, paired=False) for span in timeline.spans))
     ink = "#2b2b33"

@@ -1,8 +1,8 @@
 """The wandb sink against a stand-in for the package and, where it is installed, once against it, offline."""
 
 import importlib.util
-import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +57,7 @@ def start(
     monkeypatch: pytest.MonkeyPatch, package: Any, mode: Any, run_id: str | None = None
 ) -> WandbSink | None:
     monkeypatch.setitem(sys.modules, "wandb", package)
-    return open_wandb(mode, "project", "name", Path(os.devnull).parent, {"a": 1}, run_id)
+    return open_wandb(mode, "project", "name", Path(tempfile.gettempdir()), {"a": 1}, run_id)
 
 
 @pytest.mark.usefixtures("no_key")

@@ -18,7 +18,7 @@ Box = tuple[tuple[float, float], ...]  # corners
 
 _WIDTH = 15.0  # inches
 _ROW = 0.38  # inches
-_IDLE = "#eeeef1"
+_IDLE = "#e4e5ea"
 # per kind: the direction that starts on the first rank, the one that starts on the last
 _COLOURS = {
     Kind.FORWARD: ("#fdd09a", "#ea8a2c"),
