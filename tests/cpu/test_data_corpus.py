@@ -92,10 +92,9 @@ def test_the_builtin_corpus_spreads_over_packages_and_holds_no_tests() -> None:
 
 def test_docstrings_are_found_and_other_strings_are_not() -> None:
     prose = "All about it. " * 20
-    source = (
-        f'def f():\n    r"""{prose}\n\n      more\n    """\n    x = """{"y" * 300}\n"""\n    """short"""\n'
-    )
-    assert docstrings(source) == f"{prose}\n\n  more"
+    source = f'def f():\n    r"""{prose}\n\n    and\n      more\n    """\n'
+    source += f'    x = """{"y" * 300}\n"""\n    """short"""\n'
+    assert docstrings(source) == f"{prose}\n\nand\n  more"
 
 
 def test_docstrings_share_their_files_split() -> None:
