@@ -32,6 +32,7 @@ class Job:
     seed_name: str
     group_timeout: float | None  # seconds, of gloo's own operations; None: no group is made
     environment: dict[str, str]
+    folder: str  # current one of the parent
     warning_filters: list[Any]  # of Python's own warnings.filters
 
 
@@ -73,6 +74,7 @@ def _own_output(home: Path, rank: int) -> None:
 def _prepare(job: Job, rank: int) -> None:
     os.environ.clear()
     os.environ.update(job.environment)
+    os.chdir(job.folder)
     warnings.resetwarnings()
     warnings.filters.extend(job.warning_filters)  # type: ignore[attr-defined]
     poison_empty(torch)

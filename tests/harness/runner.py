@@ -33,8 +33,8 @@ def run_ranks(
     """Run ``fn(rank, world_size, *args)`` on ``world_size`` gloo ranks and return its results, by rank.
 
     ``fn`` is a module-level function; arguments and results are picklable (tensors are). In a rank: one
-    thread, environment and warning filters as here, ``torch.empty`` gives NaN, a seed made of the test's name
-    and the rank. ``group=False`` leaves torch.distributed to ``fn``.
+    thread; environment, folder and warning filters as here, ``torch.empty`` gives NaN, a seed made of the
+    test's name and the rank. ``group=False`` leaves torch.distributed to ``fn``.
 
     Raises ``RanksFailed`` with the traceback of every rank, the first cause first. A rank that hangs is ended
     after ``timeout`` seconds, or 3 seconds after another one failed, and reported with the stack it hung in.
@@ -62,7 +62,9 @@ def run_ranks(
 
 def _job(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], group_timeout: float | None) -> Job:
     name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-    return Job(fn, world_size, args, name, group_timeout, dict(os.environ), list(warnings.filters))
+    return Job(
+        fn, world_size, args, name, group_timeout, dict(os.environ), os.getcwd(), list(warnings.filters)
+    )
 
 
 def _start_server() -> None:

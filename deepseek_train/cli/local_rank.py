@@ -1,0 +1,72 @@
+"""The inside of one local rank: surroundings as torchrun makes them, the target, a file for its failure."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ORPHAN_SECONDS = 60.0  # what a rank gets to save and leave after its launcher has vanished
+
+
+@dataclass(frozen=True)
+class RankError:
+    """How a rank failed, in its own words."""
+
+    when: float  # seconds on the system's monotonic clock
+    text: str  # traceback, or the message of a SystemExit
+
+
+def run_rank(target: str, argv: Sequence[str], rank: int, world_size: int, folder: str, cwd: str) -> None:
+    """Call ``target(argv)`` as ``rank``, in ``cwd``; ends the process with the target's exit code."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # SIGINT stays blocked, see launch_local
+    threading.Thread(target=_leave_with_the_launcher, daemon=True).start()
+    os.chdir(cwd)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+        DEEPSEEK_TRAIN_STORE=str(Path(folder) / "store"),
+    )
+    try:
+        module, _, function = target.partition(":")
+        sys.exit(getattr(importlib.import_module(module), function)(list(argv)))
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            _leave_error(folder, rank, end.code)
+            sys.exit(1)
+        raise
+    except BaseException:  # the launcher prints it, after everything else
+        _leave_error(folder, rank, traceback.format_exc())
+        sys.exit(1)
+
+
+def read_errors(folder: Path) -> dict[int, RankError]:
+    """What failed ranks left behind."""
+    errors = {}
+    for path in folder.glob("*.error"):
+        when, _, text = path.read_text().partition("\n")
+        errors[int(path.stem)] = RankError(float(when), text)
+    return errors
+
+
+def _leave_error(folder: str, rank: int, text: str) -> None:
+    draft = Path(folder) / f"{rank}.draft"
+    draft.write_text(f"{time.monotonic()}\n{text}")
+    draft.rename(draft.with_suffix(".error"))
+
+
+def _leave_with_the_launcher() -> None:
+    launcher = multiprocessing.parent_process()
+    if launcher is not None:
+        launcher.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN_SECONDS)
+        os._exit(1)
