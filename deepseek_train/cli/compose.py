@@ -1,0 +1,78 @@
+"""Command line -> ``RunConfig``: Hydra composes the YAML groups, our schema parses what comes out.
+
+All problems are collected before anything is refused: misspelt override keys (with the nearest one that exists), wrong
+types, then, in ``train.preflight``, rules between fields.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import deepseek_train_configs
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from deepseek_train.config.parse import ConfigError, Problem, known_keys, parse, unknown_key
+from deepseek_train.config.schema import RunConfig
+
+CONFIG_DIR = Path(next(iter(deepseek_train_configs.__path__)))
+
+
+def compose_config(overrides: list[str]) -> RunConfig:
+    """The run that ``overrides`` ask for, on top of ``configs/config.yaml``. Raises ConfigError with every problem."""
+    # Shares of the run in curves: ${tokens:0.1} is a tenth of train.total_tokens.
+    OmegaConf.register_new_resolver("tokens", _share_of_tokens, replace=True)
+    good, problems = _sort_out(overrides)
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed: Any = OmegaConf.to_container(compose("config", good), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([*problems, Problem("configuration", _first_line(error), "See configs/.")]) from error
+    try:
+        config = parse(RunConfig, composed)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _share_of_tokens(share: float, *, _root_: Any) -> int:
+    return round(float(share) * float(_root_.train.total_tokens))
+
+
+def _sort_out(overrides: list[str]) -> tuple[list[str], list[Problem]]:
+    """Overrides that Hydra can take, and the problems of the others."""
+    parser, good, problems = OverridesParser.create(), [], []
+    keys, groups = known_keys(RunConfig), [p.name for p in CONFIG_DIR.iterdir() if p.is_dir()]
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            problems.append(Problem(text, "not an override", "Write key=value, for example parallel.pp=2."))
+            continue
+        problem = _problem(override, keys, groups)
+        if problem is None:
+            good.append(text)
+        else:
+            problems.append(problem)
+    return good, problems
+
+
+def _problem(override: Override, keys: list[str], groups: list[str]) -> Problem | None:
+    key = override.key_or_group
+    if key in groups and isinstance(override.value(), str):
+        choices = sorted(p.stem for p in (CONFIG_DIR / key).glob("*.yaml"))
+        if override.value() in choices:
+            return None
+        return Problem(key, f"no {key} is called {override.value()!r}", f"There are: {', '.join(choices)}.")
+    if key in keys:
+        return None
+    return unknown_key(key, keys + groups)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

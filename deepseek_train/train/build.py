@@ -1,0 +1,164 @@
+"""The one place where all rooms meet: a configuration and a place among the ranks become a job that can train."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepseek_train.config.schema import ModelConfig, RunConfig
+from deepseek_train.data.loader import TokenSource
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.init import init_stage
+from deepseek_train.model.stage import Stage
+from deepseek_train.optim.groups import DistributedOptimizer, WeightGroup
+from deepseek_train.optim.quiet_deepspeed import adopt_process_group
+from deepseek_train.optim.zero1 import Zero1
+from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
+from deepseek_train.parallel.rendezvous import Place
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue
+from deepseek_train.pipeline.executor import Boundary, Executor, PreparedSchedule
+from deepseek_train.schedule.action import Placement
+from deepseek_train.schedule.catalog import make_schedule, placement_of
+from deepseek_train.schedule.forward_only import forward_only
+from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.spec.stages import StageSpec, split_layers, stage_weights
+from deepseek_train.spec.weights import WeightSpec
+from deepseek_train.train.batching import eval_microbatches
+from deepseek_train.train.preflight import open_source
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class OwnedWeight:
+    """A trained weight on this rank (of experts: this rank's share) and the ranks that hold the same copy."""
+
+    spec: WeightSpec
+    weight: Weight
+    replicas: ReplicaGroup
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one rank trains with."""
+
+    config: RunConfig
+    place: Place
+    mesh: ParallelMesh
+    stages: dict[int, Stage]
+    weights: tuple[OwnedWeight, ...]
+    executor: Executor
+    optimizer: DistributedOptimizer
+    train_source: TokenSource
+    validation_source: TokenSource
+    placement: Placement  # where stages are; also of evaluations
+    prepared: dict[tuple[str, int], PreparedSchedule] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> ParallelLayout:
+        return self.mesh.layout
+
+    def training_schedule(self, num_microbatches: int) -> PreparedSchedule:
+        key = ("train", num_microbatches)
+        if key not in self.prepared:
+            schedule = make_schedule(self.config.schedule.name, self.layout.pp, num_microbatches)
+            self.prepared[key] = PreparedSchedule(schedule, self.mesh.pp_rank)
+        return self.prepared[key]
+
+    def evaluation_schedule(self) -> PreparedSchedule:
+        key = ("evaluate", self.placement.num_microbatches)
+        if key not in self.prepared:
+            self.prepared[key] = PreparedSchedule(forward_only(self.placement), self.mesh.pp_rank)
+        return self.prepared[key]
+
+    def router_biases(self) -> Iterator[tuple[int, Tensor]]:
+        """(layer, balance bias) of every MoE layer on this rank."""
+        for stage in self.stages.values():
+            for layer, router in stage.routers():
+                yield layer, router.bias
+
+
+def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
+    """Builds a rank's job (collective: creates process groups and the optimizer's shards)."""
+    adopt_process_group()
+    model, dtype = config.model, DTYPES[config.precision.params]
+    # Evaluation's placement: stages are where training has them, whatever the number of micro-batches.
+    placement = placement_of(config.schedule.name, layout.pp, eval_microbatches(config, layout))
+    specs = split_layers(model, placement.num_stages)
+    mesh = make_mesh(
+        layout,
+        placement,
+        place.rank,
+        embeds=tuple(spec.index for spec in specs if spec.embeds),
+        check_splits=config.parallel.check_splits,
+    )
+    queue = WeightGradQueue()
+    context = ModelContext(model, queue, mesh.expert_group, place.device, dtype)
+    stages = _build_stages(config, context, [specs[s] for s in placement.stages_of(mesh.pp_rank)])
+    boundary = Boundary(
+        (config.train.microbatch_size, config.data.sequence_length, model.hidden_size), dtype, place.device
+    )
+    weights = tuple(_owned(config.model, stages, mesh))
+    world = dist.distributed_c10d._get_default_group()
+    optimizer = Zero1(_groups(config, weights), world, config.optim, DTYPES[config.precision.moments])
+    return Job(
+        config=config,
+        place=place,
+        mesh=mesh,
+        stages=stages,
+        weights=weights,
+        executor=Executor(stages, mesh.links, queue, boundary),
+        optimizer=optimizer,
+        train_source=open_source(config, "train"),
+        validation_source=open_source(config, "validation"),
+        placement=placement,
+    )
+
+
+def _build_stages(config: RunConfig, context: ModelContext, specs: list[StageSpec]) -> dict[int, Stage]:
+    """This rank's stages; where both embed tokens, they share one embedding tensor."""
+    stages: dict[int, Stage] = {}
+    embedding: Weight | None = None
+    for spec in specs:
+        stage = Stage(context, spec, config.data.sequence_length, embedding)
+        init_stage(stage, config.model, config.seed)
+        embedding = stage.embed if spec.embeds else embedding
+        stages[spec.index] = stage
+    return stages
+
+
+def _owned(m: ModelConfig, stages: dict[int, Stage], mesh: ParallelMesh) -> Iterator[OwnedWeight]:
+    """Every trained weight of the rank once, though two stages may share the embedding."""
+    seen = set()
+    for index, stage in stages.items():
+        weights = stage.weights()
+        for spec in stage_weights(m, stage.spec):
+            if spec.trained and spec.name not in seen:
+                seen.add(spec.name)
+                yield OwnedWeight(spec, weights[spec.name], _replicas(mesh, index, spec))
+
+
+def _replicas(mesh: ParallelMesh, stage: int, spec: WeightSpec) -> ReplicaGroup:
+    if spec.name == "embed":
+        assert mesh.embedding is not None
+        return mesh.embedding
+    return (mesh.experts if spec.expert else mesh.dense)[stage]
+
+
+def _groups(config: RunConfig, weights: tuple[OwnedWeight, ...]) -> list[WeightGroup]:
+    """One group for each set of replicas and each of decayed and not: the same groups, in the same order, on all ranks
+    that share replicas, because all of them list the same stages."""
+    found: dict[tuple[tuple[int, ...], bool, bool], list[OwnedWeight]] = {}
+    for owned in weights:
+        key = (owned.replicas.ranks, owned.spec.expert, owned.spec.decayed)
+        found.setdefault(key, []).append(owned)
+    return [
+        WeightGroup(
+            weights={owned.spec.name: owned.weight for owned in members},
+            replicas=members[0].replicas.group,
+            weight_decay=config.optim.weight_decay if decayed else 0.0,
+        )
+        for (_, _, decayed), members in found.items()
+    ]

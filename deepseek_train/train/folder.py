@@ -1,0 +1,35 @@
+"""The run folder: what lies where, and starting afresh without losing the old run."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deepseek_train.config.schema import RunConfig
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def config_yaml(config: RunConfig) -> str:
+    """The resolved configuration as text."""
+    return yaml.safe_dump(_lists(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def open_folder(config: RunConfig) -> Path:
+    """Makes the run folder and writes ``config.yaml``. With resume=never an existing run is moved aside, not deleted."""
+    folder = Path(config.run_dir)
+    if config.resume == "never" and (folder / CONFIG_FILE).exists():
+        folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
+    return folder
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,103 @@
+"""What a run shows and leaves behind: rank 0 owns the monitor and writes the report, other ranks are silent."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from deepseek_train.config.schema import RunConfig
+from deepseek_train.monitor.console import ConsoleSink
+from deepseek_train.monitor.jsonl import JsonlSink, read_history
+from deepseek_train.monitor.machine import machine_facts
+from deepseek_train.monitor.nvml import GpuProbe
+from deepseek_train.monitor.report import ReportFacts, Sample, write_report
+from deepseek_train.monitor.sinks import Monitor, Sink
+from deepseek_train.monitor.wandb_sink import open_wandb
+from deepseek_train.schedule.timeline import Timeline
+from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters
+from deepseek_train.train.batching import microbatches_for
+from deepseek_train.train.folder import METRICS_FILE, config_yaml
+from deepseek_train.train.state import Progress
+
+
+@dataclass(frozen=True)
+class Observer:
+    """``monitor`` takes the metrics of every step; without sinks on ranks other than 0."""
+
+    config: RunConfig
+    layout: ParallelLayout
+    folder: Path
+    monitor: Monitor
+    speaks: bool
+    wandb_id: str | None
+
+    def say(self, text: str) -> None:
+        if self.speaks:
+            print(text, flush=True)
+
+    def report(self, progress: Progress, timeline: tuple[int, Timeline] | None, sample: Sample | None) -> None:
+        """Writes report.md from what metrics.jsonl holds."""
+        if not self.speaks:
+            return
+        config, model = self.config, self.config.model
+        path = write_report(
+            self.folder,
+            ReportFacts(
+                name=config.name,
+                history=read_history(self.folder / METRICS_FILE),
+                total_tokens=config.train.total_tokens,
+                total_parameters=count_parameters(all_weights(model)),
+                active_parameters=count_active_parameters(model),
+                layout=describe(config, self.layout),
+                config_yaml=config_yaml(config),
+                machine=machine_facts(),
+                wall_seconds=progress.wall_seconds,
+                timeline=timeline[1] if timeline else None,
+                timeline_step=timeline[0] if timeline else None,
+                sample=sample,
+            ),
+        )
+        print(f"report: {path}", flush=True)
+
+
+def open_observer(
+    config: RunConfig, layout: ParallelLayout, rank: int, folder: Path, progress: Progress, wandb_id: str | None
+) -> Observer:
+    """On rank 0: console, metrics.jsonl and, if asked for, wandb, going on after ``progress``."""
+    if rank != 0:
+        return Observer(config, layout, folder, Monitor(()), False, wandb_id)
+    print(f"{config.name}: {describe(config, layout)}", flush=True)
+    m = config.monitor
+    steps = progress.step + steps_to(config, layout, progress.tokens)
+    gpu = GpuProbe().sample if config.cluster.device != "cpu" else None
+    sinks: list[Sink] = [
+        ConsoleSink(steps, config.train.total_tokens, m.log_every, m.progress_bar, gpu=gpu),
+        JsonlSink(folder / METRICS_FILE, progress.step),
+    ]
+    wandb = open_wandb(m.wandb, m.wandb_project, config.name, folder, asdict(config), wandb_id)
+    if wandb is not None:
+        sinks.append(wandb)
+        wandb_id = wandb.run_id
+    return Observer(config, layout, folder, Monitor(tuple(sinks)), True, wandb_id)
+
+
+def describe(config: RunConfig, layout: ParallelLayout) -> str:
+    """One line: the model's size and how the ranks share it."""
+    total = count_parameters(all_weights(config.model))
+    return (
+        f"{total / 1e6:,.1f}M parameters on {layout.world} ranks: PP {layout.pp} ({config.schedule.name}) x "
+        f"DP {layout.dp}, EP {layout.ep}, ZeRO-1"
+    )
+
+
+def steps_to(config: RunConfig, layout: ParallelLayout, tokens: int) -> int:
+    """Steps from ``tokens`` consumed to the end of the run."""
+    sequence = config.train.microbatch_size * layout.dp * config.data.sequence_length
+    steps = 0
+    while tokens < config.train.total_tokens:
+        # The batch size changes slowly: leap over stretches of equal steps instead of walking 10^5 of them.
+        step_tokens = microbatches_for(config, layout, tokens) * sequence
+        ends = [s.until for s in config.optim.batch_size.segments if s.until > tokens and s.shape != "constant"]
+        leap = 1 if ends else -(-(config.train.total_tokens - tokens) // step_tokens)
+        tokens += leap * step_tokens
+        steps += leap
+    return steps

@@ -1,0 +1,131 @@
+"""Everything that can be found wrong before a process group starts, all at once."""
+
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deepseek_train.config.check import check
+from deepseek_train.config.parse import Problem
+from deepseek_train.config.schema import RunConfig
+from deepseek_train.data.errors import DataError
+from deepseek_train.data.loader import TokenSource
+from deepseek_train.data.manifest import MANIFEST_FILE
+from deepseek_train.schedule.catalog import problems as schedule_problems
+from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.batching import microbatches_for
+from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+
+# A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
+_FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed")
+
+
+def resolve_layout(config: RunConfig, world_size: int | None) -> ParallelLayout:
+    """The grid of ranks; ``world_size`` is what torchrun started, None when we start our own ranks."""
+    p = config.parallel
+    dp = p.dp or (max(1, world_size // p.pp) if world_size else p.ep)
+    return ParallelLayout(pp=p.pp, dp=dp, ep=p.ep)
+
+
+def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
+    """All problems of a run, each with its mend. Reads the configuration, the run folder and the data's manifest."""
+    found = check(config)
+    if found:
+        return found  # the rest computes with these numbers
+    layout = resolve_layout(config, world_size)
+    return [*_layout(config, layout, world_size), *_batch(config, layout), *_folder(config), *_data(config)]
+
+
+def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -> list[Problem]:
+    found = []
+    if world_size is not None and world_size != layout.world:
+        found.append(
+            Problem(
+                "parallel",
+                f"{world_size} ranks were started, the layout needs pp {layout.pp} x dp {layout.dp} = {layout.world}",
+                "Start that many (torchrun --nproc-per-node), or change parallel.pp or parallel.dp.",
+            )
+        )
+    if layout.dp % layout.ep:
+        found.append(
+            Problem(
+                "parallel.ep",
+                f"expert-parallel size {layout.ep} does not divide the {layout.dp} data-parallel ranks",
+                "EP groups are consecutive data-parallel ranks: choose a divisor.",
+            )
+        )
+    return found
+
+
+def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
+    unit = layout.dp * config.train.microbatch_size
+    starts = [0, *(segment.until for segment in config.optim.batch_size.segments)]
+    if pipeline := schedule_problems(config.schedule.name, layout.pp, 2 * layout.pp):
+        return [Problem("parallel.pp", "; ".join(pipeline), "Or choose schedule.name=1f1b.")]
+    for tokens in starts:
+        if not microbatches_for(config, layout, tokens):
+            needed = next(m for m in count(1) if not schedule_problems(config.schedule.name, layout.pp, m))
+            what = (
+                f"the batch at {tokens} tokens is too small for {config.schedule.name}: {layout.pp} pipeline ranks need "
+                f"{needed} micro-batches of {config.train.microbatch_size} sequences on each of {layout.dp} "
+                "data-parallel ranks"
+            )
+            mend = f"Use at least {needed * unit} sequences, or a smaller train.microbatch_size."
+            return [Problem("optim.batch_size", what, mend)]
+    return []
+
+
+def _folder(config: RunConfig) -> list[Problem]:
+    folder = Path(config.run_dir)
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return [Problem("run_dir", f"cannot write to {parent}", "Choose a folder that is yours: run_dir=...")]
+    if config.resume == "never":
+        return []
+    saved = folder / CONFIG_FILE
+    if not (folder / CHECKPOINTS).is_dir() or not saved.is_file():
+        if config.resume == "must":
+            return [Problem("resume", f"{folder} holds no checkpoint", "Use resume=auto, or another run_dir.")]
+        return []
+    before: dict[str, Any] = yaml.safe_load(saved.read_text())
+    now: dict[str, Any] = yaml.safe_load(config_yaml(config))
+    changed = [group for group in _FIXED_ON_RESUME if before.get(group) != now[group]]
+    return [
+        Problem(
+            group,
+            f"differs from the run in {folder} ({_difference(before.get(group), now[group])})",
+            "Set it back to go on with that run, use another name=..., or start afresh with resume=never.",
+        )
+        for group in changed
+    ]
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        return ", ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in keys[:4])
+    return f"was {before}, is {now}"
+
+
+def _data(config: RunConfig) -> list[Problem]:
+    """Missing data is no problem here: the command prepares it, or says how."""
+    if not (Path(config.data.path) / MANIFEST_FILE).exists():
+        return []
+    try:
+        open_source(config, "train")
+        open_source(config, "validation")
+    except DataError as error:
+        return [Problem(f"data ({error.where})", error.what, error.mend)]
+    return []
+
+
+def open_source(config: RunConfig, split: Any) -> TokenSource:
+    """One split of the run's data, with the lookahead its MTP modules need."""
+    m = config.model
+    return TokenSource(
+        config.data.path, split, config.data.sequence_length, m.mtp_depth, config.seed, m.vocab_size
+    )

@@ -1,0 +1,63 @@
+"""A continuation of a prompt by the model as it stands, through the pipeline it trains in.
+
+Every token runs the whole prefix once (no cache): enough to look at a model while it trains.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepseek_train.phases.phase import fold
+from deepseek_train.phases.values import Hidden, MicroBatch
+from deepseek_train.train.build import Job
+
+
+@torch.no_grad()
+def continuation(job: Job, prompt_ids: list[int], num_tokens: int, *, temperature: float, stop: int) -> list[int]:
+    """New token ids after ``prompt_ids`` (collective, the same on every rank); ends early at token ``stop``."""
+    length = job.config.data.sequence_length
+    generator = torch.Generator().manual_seed(job.config.seed)
+    ids = list(prompt_ids)
+    for _ in range(num_tokens):
+        logits_V = _next_logits(job, ids[-length:])
+        chosen = torch.zeros(1, dtype=torch.int64)
+        if logits_V is not None:
+            shares_V = torch.softmax(logits_V.float().cpu() / temperature, -1)
+            chosen = torch.multinomial(shares_V, 1, generator=generator)
+        last_rank = job.layout.rank_at(job.placement.rank_of(job.placement.num_stages - 1, 0), 0)
+        chosen = chosen.to(job.place.device)
+        dist.broadcast(chosen, last_rank)
+        token = int(chosen)
+        if token == stop:
+            break
+        ids.append(token)
+    return ids[len(prompt_ids) :]
+
+
+def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
+    """Logits of the token after ``ids``, on the rank of the last stage; all data-parallel ranks run the same."""
+    m, links, me = job.config.model, job.mesh.links, job.mesh.pp_rank
+    padded = torch.tensor([[*ids, *[0] * (1 + m.mtp_depth)]], device=job.place.device)
+    x_BTD: Tensor | None = None
+    for index in range(job.placement.num_stages):
+        rank = job.placement.rank_of(index, 0)
+        if rank != me:
+            continue
+        stage = job.stages[index]
+        if index == 0:
+            hidden: Hidden = fold(stage.trunk, MicroBatch(padded))
+        else:
+            source = job.placement.rank_of(index - 1, 0)
+            if source != me:
+                shape = (1, len(ids), m.hidden_size)
+                x_BTD = links.receive(shape, stage.context.dtype, job.place.device, source).wait()
+            assert x_BTD is not None
+            hidden = fold(stage.trunk, Hidden(x_BTD))
+        if index == job.placement.num_stages - 1:
+            return stage.logits(hidden)[0, -1]
+        x_BTD = hidden.x_BTD
+        target = job.placement.rank_of(index + 1, 0)
+        if target != me:
+            links.send(x_BTD, target, window=1)
+            links.drain()
+    return None

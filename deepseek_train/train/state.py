@@ -1,0 +1,74 @@
+"""What changes while a run trains, and its form as a checkpoint."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.store import load, save
+from deepseek_train.data.loader import Cursor
+from deepseek_train.train.build import Job
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run has come. Whatever else changes is in tensors: weights, optimizer state, router biases."""
+
+    step: int = 0  # optimizer steps tried, skipped ones included
+    tokens: int = 0
+    cursor: Cursor = Cursor()
+    wall_seconds: float = 0.0  # spent training, all sessions together
+
+    def after(self, sequences: int, tokens: int, seconds: float) -> "Progress":
+        """One more step."""
+        return replace(
+            self,
+            step=self.step + 1,
+            tokens=self.tokens + tokens,
+            cursor=Cursor(self.cursor.consumed_sequences + sequences),
+            wall_seconds=self.wall_seconds + seconds,
+        )
+
+
+def snapshot(job: Job, facts: dict[str, Any]) -> Snapshot:
+    """Views of everything a checkpoint holds of this rank, under global names: each weight's FP32 master and moments as
+    pieces of the logical (all experts), flattened tensor; router biases whole."""
+    owned = {one.spec.name: one for one in job.weights}
+    pieces: dict[str, Piece] = {}
+    for fragment in job.optimizer.fragments():
+        one = owned[fragment.name]
+        # Experts are split over expert-parallel ranks along the first axis: consecutive elements of the logical tensor.
+        offset = job.mesh.expert_group.rank * one.weight.numel() if one.spec.expert else 0
+        start, total = offset + fragment.start, one.spec.size
+        pieces[f"master/{fragment.name}"] = Piece(start, total, fragment.master)
+        pieces[f"exp_avg/{fragment.name}"] = Piece(start, total, fragment.exp_avg)
+        pieces[f"exp_avg_sq/{fragment.name}"] = Piece(start, total, fragment.exp_avg_sq)
+    biases = {f"router_bias/{layer}": bias for layer, bias in job.router_biases()}
+    return Snapshot(pieces, biases, facts)
+
+
+def save_checkpoint(job: Job, root: Path, progress: Progress, wandb_id: str | None) -> Path:
+    """Writes a checkpoint of ``progress`` (collective)."""
+    facts = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "wall_seconds": progress.wall_seconds,
+        "cursor": progress.cursor.as_dict(job.train_source.identity),
+        "optimizer_steps": job.optimizer.steps_taken(),
+        "layout": {"pp": job.layout.pp, "dp": job.layout.dp, "ep": job.layout.ep},
+        "wandb_id": wandb_id,
+    }
+    return save(root, progress.step, snapshot(job, facts), keep=job.config.checkpoint.keep)
+
+
+def load_checkpoint(job: Job, path: Path) -> tuple[Progress, str | None]:
+    """Puts a checkpoint into the job (collective): bitwise the state that was saved. Returns progress and wandb id."""
+    facts = load(path, snapshot(job, {}))
+    job.optimizer.restore(facts["optimizer_steps"])
+    progress = Progress(
+        step=facts["step"],
+        tokens=facts["tokens"],
+        cursor=Cursor.from_dict(facts["cursor"], job.train_source.identity),
+        wall_seconds=facts["wall_seconds"],
+    )
+    return progress, facts["wandb_id"]

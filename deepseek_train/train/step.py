@@ -1,0 +1,147 @@
+"""One optimizer step and one evaluation, on every rank.
+
+Legend: L MoE layers, E experts.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepseek_train.config.curve import value_at
+from deepseek_train.monitor.memory import peak_memory_bytes
+from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
+from deepseek_train.optim.balance import update_bias
+from deepseek_train.phases.values import MicroBatch
+from deepseek_train.pipeline.executor import LossScales, Ran
+from deepseek_train.pipeline.trace import Trace
+from deepseek_train.schedule.timeline import Span, Timeline
+from deepseek_train.train.batching import microbatches_for, sequence_numbers
+from deepseek_train.train.build import Job
+from deepseek_train.train.state import Progress
+
+
+def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress, StepMetrics]:
+    """Forward, backward, reduce, update, balance. The metrics are the same on every rank, but for times."""
+    started = time.perf_counter()
+    config, layout = job.config, job.layout
+    num_microbatches = microbatches_for(config, layout, progress.tokens)
+    num_total = num_microbatches * layout.dp
+    lr = value_at(config.optim.lr, progress.tokens)
+    mtp_weight = value_at(config.optim.mtp_weight, progress.tokens)
+    scales = LossScales(
+        main=1.0 / num_total,
+        mtp=mtp_weight / num_total,
+        balance=config.optim.sequence_balance_weight / num_total,
+    )
+
+    def batch_of(microbatch: int) -> MicroBatch:
+        start, size = progress.cursor.consumed_sequences, config.train.microbatch_size
+        numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
+        return MicroBatch(torch.from_numpy(job.train_source.sequences(numbers)).to(job.place.device))
+
+    trace = None
+    if traced:
+        dist.barrier()  # ranks of a pipeline start their clocks together
+        trace = Trace(job.mesh.pp_rank, job.place.device)
+    ran = job.executor.run(job.training_schedule(num_microbatches), batch_of, scales, trace)
+    job.optimizer.reduce()
+    outcome = job.optimizer.step(lr)
+    totals = _total(job, ran)
+    if not outcome.skipped:
+        speed = value_at(config.optim.balance_speed, progress.tokens)
+        for layer, bias in job.router_biases():
+            update_bias(bias, totals.load_LE[_row(job, layer)], speed)
+
+    sequences = num_total * config.train.microbatch_size
+    tokens = sequences * config.data.sequence_length
+    timeline = _gather_timeline(job, trace) if trace is not None else None
+    seconds = time.perf_counter() - started
+    after = progress.after(sequences, tokens, seconds)
+    metrics = StepMetrics(
+        step=after.step,
+        tokens=after.tokens,
+        loss=totals.main / num_total,
+        mtp_loss=totals.mtp / num_total if config.model.mtp_depth else None,
+        balance_loss=totals.balance / num_total / max(1, len(totals.load_LE)),
+        grad_norm=outcome.grad_norm,
+        lr=lr,
+        batch_size=sequences,
+        step_seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        expert_load={_layer(job, row): tuple(load_E) for row, load_E in enumerate(totals.load_LE.tolist())},
+        memory_bytes=totals.memory_bytes,
+        skipped=outcome.skipped,
+        timeline=timeline,
+    )
+    return after, metrics
+
+
+def evaluate(job: Job, progress: Progress) -> EvalMetrics:
+    """Mean loss over the first sequences of the validation split, the same ones every time."""
+    config, layout = job.config, job.layout
+
+    def batch_of(microbatch: int) -> MicroBatch:
+        numbers = sequence_numbers(0, microbatch, layout, job.mesh.dp_rank, config.train.microbatch_size)
+        return MicroBatch(torch.from_numpy(job.validation_source.sequences(numbers)).to(job.place.device))
+
+    totals = _total(job, job.executor.run(job.evaluation_schedule(), batch_of, None))
+    count = job.placement.num_microbatches * layout.dp
+    return EvalMetrics(
+        step=progress.step,
+        tokens=progress.tokens,
+        loss=totals.main / count,
+        mtp_loss=totals.mtp / count if config.model.mtp_depth else None,
+        num_tokens=count * config.train.microbatch_size * config.data.sequence_length,
+    )
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """Sums over all micro-batches of all ranks."""
+
+    main: float
+    mtp: float
+    balance: float
+    load_LE: Tensor  # int64, on this rank's device
+    memory_bytes: int  # of the fullest rank
+
+
+def _total(job: Job, ran: Ran) -> _Totals:
+    """Two small all-reduces; every rank learns the same numbers, bit for bit."""
+    m, device = job.config.model, job.place.device
+    num_rows = m.num_layers - m.num_dense_layers + m.mtp_depth
+    load_LE = torch.zeros(num_rows, m.num_routed_experts, dtype=torch.int64, device=device)
+    for layer, tokens_E in ran.loads.items():
+        load_LE[_row(job, layer)] = tokens_E
+    dist.all_reduce(load_LE)
+
+    world, rank = dist.get_world_size(), dist.get_rank()
+    numbers = torch.zeros(3 + world, dtype=torch.float64)
+    for i, losses in enumerate((list(ran.main.values()), list(ran.mtp.values()), ran.balance)):
+        numbers[i] = torch.stack(losses).sum(dtype=torch.float64) if losses else 0.0
+    numbers[3 + rank] = peak_memory_bytes()
+    numbers = numbers.to(device)
+    dist.all_reduce(numbers)
+    main, mtp, balance, *memory = numbers.tolist()
+    return _Totals(main, mtp, balance, load_LE, round(max(memory)))
+
+
+def _row(job: Job, layer: int) -> int:
+    """Place of a MoE layer among the MoE layers, MTP modules last."""
+    return layer - job.config.model.num_dense_layers
+
+
+def _layer(job: Job, row: int) -> int:
+    return row + job.config.model.num_dense_layers
+
+
+def _gather_timeline(job: Job, trace: Trace) -> Timeline | None:
+    """The spans of this rank's pipeline, on every one of its ranks."""
+    everyone: list[list[Span] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, trace.spans)
+    mine = job.layout.pipeline_group(job.place.rank)
+    spans = [span for rank in mine for span in everyone[rank] or []]
+    return Timeline(job.layout.pp, tuple(spans))
