@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_train.data.errors import DataError
-from deepseek_train.data.manifest import FileEntry, Shard
+from deepseek_train.data.manifest import FileEntry, Shard, write_file
 from deepseek_train.data.shards import (
     ShardWriter,
     TokenStream,
