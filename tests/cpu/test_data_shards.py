@@ -16,7 +16,6 @@ from deepseek_train.data.shards import (
     open_shard,
     read_index,
     token_dtype,
-    write_file,
 )
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
