@@ -4,6 +4,7 @@ The tokens themselves are in Megatron files beside it (see ``shards``), the toke
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,16 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``."""
         text = json.dumps({"format": MANIFEST_FORMAT, **asdict(self)}, indent=2, ensure_ascii=False)
-        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        write_file(folder / MANIFEST_FILE, f"{text}\n".encode())
+
+
+def write_file(path: Path, content: bytes | bytearray) -> FileEntry:
+    """Write ``content`` through to the disk; its entry in the manifest."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileEntry(path.name, len(content), xxhash.xxh3_128_hexdigest(content))
 
 
 def read_manifest(path: str | Path) -> Manifest:

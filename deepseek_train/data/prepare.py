@@ -19,8 +19,15 @@ from deepseek_train.data.builtin import package_versions
 from deepseek_train.data.corpus import Corpus, open_corpus, split_of
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.fim import choose_cut
-from deepseek_train.data.manifest import MANIFEST_FILE, TOKENIZER_FILE, Manifest, Settings, read_manifest
-from deepseek_train.data.shards import ShardWriter, Tokens, token_dtype, write_file
+from deepseek_train.data.manifest import (
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    Manifest,
+    Settings,
+    read_manifest,
+    write_file,
+)
+from deepseek_train.data.shards import ShardWriter, Tokens, token_dtype
 from deepseek_train.data.text_files import Document
 from deepseek_train.data.tokenizer import TextTokenizer, load_tokenizer
 

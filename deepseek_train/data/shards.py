@@ -7,7 +7,6 @@ bounds[D] in sequences. Here each document is one sequence, so D = S + 1.
 Shape suffix: N tokens.
 """
 
-import os
 import struct
 from bisect import bisect_right
 from itertools import accumulate
@@ -16,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from deepseek_train.data.errors import DataError
-from deepseek_train.data.manifest import FileEntry, Shard
+from deepseek_train.data.manifest import FileEntry, Shard, write_file
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -77,15 +75,6 @@ class ShardWriter:
         index_file = write_file(self._folder / f"{stem}.idx", index)
         self._shards.append(Shard(self._split, self._tokens, len(lengths), tokens_file, index_file))
         self._lengths, self._pending, self._tokens = [], bytearray(), 0
-
-
-def write_file(path: Path, content: bytes | bytearray) -> FileEntry:
-    """Write ``content`` through to the disk; its entry in the manifest."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return FileEntry(path.name, len(content), xxhash.xxh3_128_hexdigest(content))
 
 
 def check_size(folder: Path, entry: FileEntry) -> None:

@@ -15,6 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.text_files import Document
 
+# made from Python 3.11.7, torch 2.13.0, numpy 2.4.6, sympy 1.14.0, networkx 3.6.1 by
+# deepseek-data tokenizer source=builtin vocab_size=4096 max_megabytes=24 output=..
 BUILTIN_TOKENIZER = Path(__file__).parent / "assets" / "tokenizer_4k.json"
 
 SPECIAL_TOKENS = {

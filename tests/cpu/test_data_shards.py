@@ -9,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_train.data.errors import DataError
-from deepseek_train.data.manifest import FileEntry, Shard
+from deepseek_train.data.manifest import FileEntry, Shard, write_file
 from deepseek_train.data.shards import (
     ShardWriter,
     TokenStream,
     open_shard,
     read_index,
     token_dtype,
-    write_file,
 )
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10], [11, 12, 13, 14]]
