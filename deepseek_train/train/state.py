@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from deepseek_train.checkpoint.pieces import Piece, Snapshot
 from deepseek_train.checkpoint.store import load, save
 from deepseek_train.data.loader import Cursor
@@ -34,29 +36,33 @@ def snapshot(job: Job, facts: dict[str, Any]) -> Snapshot:
     """Views of everything a checkpoint holds of this rank, under global names: each weight's FP32 master and moments as
     pieces of the logical (all experts), flattened tensor; router biases whole."""
     owned = {one.spec.name: one for one in job.weights}
-    pieces: dict[str, Piece] = {}
+    pieces = []
     for fragment in job.optimizer.fragments():
         one = owned[fragment.name]
         # Experts are split over expert-parallel ranks along the first axis: consecutive elements of the logical tensor.
         offset = job.mesh.expert_group.rank * one.weight.numel() if one.spec.expert else 0
-        start, total = offset + fragment.start, one.spec.size
-        pieces[f"master/{fragment.name}"] = Piece(start, total, fragment.master)
-        pieces[f"exp_avg/{fragment.name}"] = Piece(start, total, fragment.exp_avg)
-        pieces[f"exp_avg_sq/{fragment.name}"] = Piece(start, total, fragment.exp_avg_sq)
+        for kind, tensor in (
+            ("master", fragment.master),
+            ("exp_avg", fragment.exp_avg),
+            ("exp_avg_sq", fragment.exp_avg_sq),
+        ):
+            pieces.append(Piece(f"{kind}/{fragment.name}", offset + fragment.start, one.spec.size, tensor))
     biases = {f"router_bias/{layer}": bias for layer, bias in job.router_biases()}
     return Snapshot(pieces, biases, facts)
 
 
 def save_checkpoint(job: Job, root: Path, progress: Progress, wandb_id: str | None) -> Path:
     """Writes a checkpoint of ``progress`` (collective)."""
+    only_rank_0_knows = [progress.wall_seconds, wandb_id]
+    dist.broadcast_object_list(only_rank_0_knows, src=0)
     facts = {
         "step": progress.step,
         "tokens": progress.tokens,
-        "wall_seconds": progress.wall_seconds,
+        "wall_seconds": only_rank_0_knows[0],
         "cursor": progress.cursor.as_dict(job.train_source.identity),
         "optimizer_steps": job.optimizer.steps_taken(),
         "layout": {"pp": job.layout.pp, "dp": job.layout.dp, "ep": job.layout.ep},
-        "wandb_id": wandb_id,
+        "wandb_id": only_rank_0_knows[1],
     }
     return save(root, progress.step, snapshot(job, facts), keep=job.config.checkpoint.keep)
 
