@@ -43,9 +43,9 @@ def launch(
     DEEPSEEK_TRAIN_STORE (see ``parallel.rendezvous``) in its environment, and finishes its step at SIGTERM.
     ``preload`` lists modules to import before the fork; they must start neither threads nor CUDA.
 
-    When a rank fails, the others get SIGTERM after ``grace_seconds`` and SIGKILL after as many again; the code
-    is that of the rank that failed first, and its traceback the last thing printed. 128 + the signal's number
-    when the ranks had to be ended by a signal.
+    When a rank fails, the others get SIGTERM after ``grace_seconds`` and SIGKILL after as many again; the
+    code is that of the rank that failed first, and its traceback the last thing printed. 128 + the signal's
+    number when the ranks had to be ended by a signal.
     """
     with tempfile.TemporaryDirectory(prefix="deepseek_train_") as folder, _signals() as received:
         _start_server(preload, threads_per_rank)
@@ -57,7 +57,8 @@ def launch(
                 processes.append(context.Process(target=run_rank, args=arguments))
                 processes[-1].start()
         try:
-            failed = _wait(processes, received, grace_seconds, Path(folder))
+            complete = len(processes) == world_size  # else a signal came first, and nobody has begun
+            failed = _wait(processes, received, grace_seconds, Path(folder)) if complete else []
         finally:
             _send(processes, signal.SIGKILL)
             for process in processes:

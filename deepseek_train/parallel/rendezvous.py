@@ -99,8 +99,8 @@ def join(
     except RuntimeError as error:
         raise RendezvousError(
             f"rank {place.rank} met the others but could not connect to them: {_first_line(error)}. On "
-            "several nodes name the network interface they share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) and "
-            "open its ports."
+            "several nodes name the network interface they share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME), "
+            "and open its ports."
         ) from error
     return place
 

@@ -33,8 +33,8 @@ def run_ranks(
     """Run ``fn(rank, world_size, *args)`` on ``world_size`` gloo ranks and return its results, by rank.
 
     ``fn`` is a module-level function; arguments and results are picklable (tensors are). In a rank: one
-    thread; environment, folder and warning filters as here, ``torch.empty`` gives NaN, a seed made of the test's name
-    and the rank. ``group=False`` leaves torch.distributed to ``fn``.
+    thread; environment, folder and warning filters as here, ``torch.empty`` gives NaN, a seed made of the
+    test's name and the rank. ``group=False`` leaves torch.distributed to ``fn``.
 
     Raises ``RanksFailed`` with the traceback of every rank, the first cause first. A rank that hangs is ended
     after ``timeout`` seconds, or 3 seconds after another one failed, and reported with the stack it hung in.
