@@ -98,6 +98,12 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def test_pytest_ignores_no_test(request: pytest.FixtureRequest) -> None:
+    ignored = request.config.hook.pytest_ignore_collect
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [path for path in folders if ignored(collection_path=path, config=request.config)] == []
+
+
 def test_git_ignores_no_source() -> None:
     """``dist/`` in .gitignore once swallowed ``tests/dist/``."""
     command = [
