@@ -66,6 +66,11 @@ def deaf_but_for_rank_one(argv: list[str]) -> None:
     time.sleep(600)
 
 
+def say(line: str) -> None:
+    """Print in one piece: the ranks share one pipe."""
+    os.write(1, f"{line}\n".encode())
+
+
 def steps_until_told(argv: list[str]) -> int:
     """A training loop: finishes its step at SIGTERM, would die of a KeyboardInterrupt."""
     asked: list[int] = []
@@ -74,11 +79,11 @@ def steps_until_told(argv: list[str]) -> int:
         asked.append(signum)
 
     signal.signal(signal.SIGTERM, ask)
-    print(f"ready pid={os.getpid()}", flush=True)
+    say(f"ready pid={os.getpid()}")
     while not asked:
         time.sleep(0.05)
     time.sleep(0.2)
-    print(f"finished {os.environ['RANK']}", flush=True)
+    say(f"finished {os.environ['RANK']}")
     if argv == ["deaf"]:
         time.sleep(600)
     return 0
