@@ -30,7 +30,9 @@ def compose_config(overrides: list[str]) -> RunConfig:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed: Any = OmegaConf.to_container(compose("config", good), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([*problems, Problem("configuration", _first_line(error), "See configs/.")]) from error
+        raise ConfigError(
+            [*problems, Problem("configuration", _first_line(error), "See configs/.")]
+        ) from error
     try:
         config = parse(RunConfig, composed)
     except ConfigError as error:

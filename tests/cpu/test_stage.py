@@ -31,7 +31,9 @@ def test_modules_hold_exactly_the_weights_of_the_table(m, num_stages: int) -> No
     for spec in split_layers(m, num_stages):
         stage = Stage(ModelContext(m, WeightGradQueue()), spec, length=8)
         table = stage_weights(m, spec)
-        assert {n: tuple(w.shape) for n, w in stage.weights().items()} == {w.name: w.shape for w in table if w.trained}
+        assert {n: tuple(w.shape) for n, w in stage.weights().items()} == {
+            w.name: w.shape for w in table if w.trained
+        }
         buffers = {f"{n}.router.bias" for n in (_router_owner(m, i) for i, _ in stage.routers())}
         assert buffers == {w.name for w in table if not w.trained}
         assert {b.shape for b in stage.buffers()} <= {(m.num_routed_experts,)}
