@@ -1,0 +1,16 @@
+"""For every test: fresh memory is NaN, and randomness repeats (seeded from the test's own name)."""
+
+import sys
+
+import pytest
+
+from tests.poison import poison_empty, seed_everything
+
+
+@pytest.fixture(autouse=True)
+def nan_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poison ``torch.empty`` and seed the generators, where torch is in use at all (ranks do the same)."""
+    torch = sys.modules.get("torch")
+    seed_everything(torch, request.node.nodeid)
+    if torch is not None:
+        poison_empty(torch, monkeypatch.setattr)
