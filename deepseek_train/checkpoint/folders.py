@@ -29,7 +29,7 @@ def new_draft(root: Path, step: int) -> Path:
 
 
 def commit(draft: Path, manifest: Manifest) -> Path:
-    """Make the draft a checkpoint: manifest, then one rename, all fsynced. No old one is lost at any moment."""
+    """Make the draft a checkpoint: manifest, one rename, all fsynced. No old one is lost at any moment."""
     write_manifest(draft, manifest)
     final = draft.parent / f"step-{manifest.step:08}"
     if final.exists():

@@ -126,7 +126,13 @@ class PieceLoadPlanner(LoadPlanner):
 
 
 def _by_start(table: dict[str, list[Piece]]) -> dict[tuple[str, int], Tensor]:
-    return {(piece.name, piece.start): piece.tensor.detach() for pieces in table.values() for piece in pieces}
+    """How DCP's items find their memory again: by name and start, which so must be unique on a rank."""
+    tensors: dict[tuple[str, int], Tensor] = {}
+    for piece in (piece for pieces in table.values() for piece in pieces):
+        if (piece.name, piece.start) in tensors:
+            raise CheckpointError(f"this rank has two pieces of {piece.name!r} that start at {piece.start}")
+        tensors[piece.name, piece.start] = piece.tensor.detach()
+    return tensors
 
 
 def _chunk(piece: Piece) -> ChunkStorageMetadata:
