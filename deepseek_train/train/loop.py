@@ -48,7 +48,7 @@ def train(job: Job, folder: Path) -> None:
     config, root = job.config, folder / CHECKPOINTS
     stop = StopRequest(config.train.stop_after_seconds)
     progress, wandb_id = Progress(), None
-    checkpoint = None if config.resume == "never" else newest(root)
+    checkpoint = _newest(root)
     if checkpoint is not None:
         progress, wandb_id = load_checkpoint(job, checkpoint)
     observer = open_observer(config, job.layout, job.place.rank, folder, progress, wandb_id)
@@ -83,6 +83,13 @@ def train(job: Job, folder: Path) -> None:
     observer.report(progress, timeline, sample)
     if stopping:
         observer.say(f"stopped after step {progress.step}; the same command goes on from there")
+
+
+def _newest(root: Path) -> Path | None:
+    """The checkpoint to go on from, by rank 0's eyes (with resume=never it has moved older ones aside)."""
+    found = [newest(root) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def _due(every: int, progress: Progress) -> bool:

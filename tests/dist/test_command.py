@@ -1,0 +1,171 @@
+"""``deepseek-train`` as a user runs it: a run folder, Ctrl-C and resume to the same bits, torchrun, wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "experiment=tiny",
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.dense_ffn_size=48",
+    "model.expert_ffn_size=16",
+    "model.kv_lora_rank=16",
+    "model.q_lora_rank=16",
+    "data.sequence_length=16",
+    "data.source=text",
+    "data.path=shards",
+    "data.validation_percent=20",
+    "train.microbatch_size=1",
+    "optim.batch_size.start=8",
+    "train.total_tokens=7680",  # 60 steps
+    "train.eval_every=20",
+    "train.eval_microbatches=2",
+    "train.sample_tokens=4",
+    "checkpoint.every=10",
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with some text in it."""
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "text").mkdir()
+    words = "def load(path): return open(path).read()  # a line like any other\n"
+    for i in range(40):
+        (folder / "text" / f"{i}.py").write_text("".join(f"x{i}_{j} = {i * j}\n" + words for j in range(12)))
+    return folder
+
+
+def start(folder: Path, *arguments: str, module: tuple[str, ...] = ("deepseek_train.cli.train",)) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *module, *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def steps(run: Path) -> list[dict[str, object]]:
+    if not (run / "metrics.jsonl").exists():
+        return []
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "step"]
+
+
+def tensor_files(run: Path) -> dict[str, object]:
+    """Checksums of the newest checkpoint's tensor files."""
+    newest = max((run / "checkpoints").iterdir())
+    return {k: v for k, v in json.loads((newest / "manifest.json").read_text())["files"].items() if "metadata" not in k}
+
+
+def test_a_run_and_the_same_run_interrupted_end_in_the_same_bits(workplace: Path) -> None:
+    code, out, err = finish(start(workplace, *SMALL, "name=whole"))
+    assert code == 0, err
+    assert "4 ranks: PP 2 (dualpipe) x DP 2, EP 2" in out
+    assert "validation after step 60" in out
+    assert "sample: " in out
+    whole = workplace / "runs" / "whole"
+    for name in ("config.yaml", "metrics.jsonl", "report.md", "report/loss.png", "report/timeline.png"):
+        assert (whole / name).stat().st_size > 0
+    assert "report/expert_load.png" in (whole / "report.md").read_text()
+    assert len(list((whole / "checkpoints").iterdir())) == 2  # checkpoint.keep
+
+    process, cut = start(workplace, *SMALL, "name=cut"), workplace / "runs" / "cut"
+    while len(steps(cut)) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 0, err
+    assert "the same command goes on from there" in out
+    interrupted_after = len(steps(cut))
+    assert 5 <= interrupted_after < 60
+
+    code, out, err = finish(start(workplace, *SMALL, "name=cut"))
+    assert code == 0, err
+    assert f"after step {interrupted_after}" in out
+    numbers = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "grad_norm", "expert_load")
+    assert [[s[n] for n in numbers] for s in steps(cut)] == [[s[n] for n in numbers] for s in steps(whole)]
+    assert tensor_files(cut) == tensor_files(whole)
+
+    code, out, _ = finish(start(workplace, *SMALL, "name=cut"))
+    assert code == 0
+    assert "this run is complete" in out
+    assert "resume=never" in out
+
+
+def test_torchrun_joins_and_gives_the_same_losses(workplace: Path) -> None:
+    code, out, err = finish(start(workplace, *SMALL, "name=forked", "train.total_tokens=384"))
+    assert code == 0, err
+    arguments = ("--standalone", "--nproc-per-node", "4", "-m", "deepseek_train.cli.train", *SMALL)
+    torchrun = start(workplace, *arguments, "name=joined", "train.total_tokens=384", module=("torch.distributed.run",))
+    code, out, err = finish(torchrun)
+    assert code == 0, err
+    runs = workplace / "runs"
+    assert [s["loss"] for s in steps(runs / "joined")] == [s["loss"] for s in steps(runs / "forked")]
+    assert len(steps(runs / "joined")) == 3
+
+
+WRONG = [
+    (["modle.hidden_size=3"], ["modle.hidden_size", "model.hidden_size"]),
+    (["parallel.pp=3"], ["parallel.pp", "even"]),
+    (["optim.batch_size.start=4"], ["optim.batch_size", "at least 8"]),
+    (["parallel.dp=3"], ["parallel.ep", "does not divide"]),
+    (["parallel.ep=3", "parallel.dp=3"], ["parallel.ep", "16 routed experts"]),
+    (["model.num_expert_groups=5"], ["model.num_expert_groups", "divisor"]),
+    (["model.vocab_size=1000"], ["4096", "1000"]),
+    (["data.path=void", "data.source=nowhere"], ["nowhere"]),
+    (["run_dir=text/0.py/run"], ["run_dir", "text/0.py"]),
+    (["resume=must"], ["resume", "no checkpoint"]),
+    (["train.total_tokens=soon", "model.mtp_depth=x", "seeed=1"], ["soon", "model.mtp_depth", "'seed'"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), WRONG, ids=[" ".join(case[0]) for case in WRONG])
+def test_wrong_input_is_told_before_anything_starts(workplace: Path, overrides: list[str], said: list[str]) -> None:
+    before = {p for p in workplace.rglob("*") if "shards" not in p.parts}
+    code, out, err = finish(start(workplace, *SMALL, "name=wrong", *overrides))
+    assert code == 2
+    for words in said:
+        assert words in err
+    assert "Traceback" not in err
+    assert {p for p in workplace.rglob("*") if "shards" not in p.parts} == before
+
+
+def test_another_model_does_not_resume_into_the_run(workplace: Path) -> None:
+    code, _, err = finish(start(workplace, *SMALL, "name=once", "train.total_tokens=128"))
+    assert code == 0, err
+    code, _, err = finish(start(workplace, *SMALL, "name=once", "model.num_heads=2", "parallel.ep=1"))
+    assert code == 2
+    assert "num_heads was 4, is 2" in err
+    assert "ep was 2, is 1" in err
+    assert "resume=never" in err
+    code, out, err = finish(start(workplace, *SMALL, "name=once", "train.total_tokens=128", "resume=never"))
+    assert code == 0, err
+    assert len(list((workplace / "runs").glob("once.*"))) == 1
+
+
+def test_damaged_data_is_named(workplace: Path) -> None:
+    code, _, err = finish(start(workplace, *SMALL, "name=damage", "data.path=damaged", "train.total_tokens=128"))
+    assert code == 0, err
+    shard = next((workplace / "damaged").glob("*.bin"))
+    shard.write_bytes(shard.read_bytes()[:-2])
+    code, _, err = finish(start(workplace, *SMALL, "name=damage2", "data.path=damaged"))
+    assert code == 2
+    assert shard.name in err
+    assert not (workplace / "runs" / "damage2").exists()
