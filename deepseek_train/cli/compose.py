@@ -43,7 +43,10 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 
 def _share_of_tokens(share: float, *, _root_: Any) -> int:
-    return round(float(share) * float(_root_.train.total_tokens))
+    try:
+        return round(float(share) * float(_root_.train.total_tokens))
+    except ValueError:  # the schema will say what total_tokens should be
+        return 0
 
 
 def _sort_out(overrides: list[str]) -> tuple[list[str], list[Problem]]:

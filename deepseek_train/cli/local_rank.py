@@ -36,8 +36,7 @@ def run_rank(target: str, argv: Sequence[str], rank: int, world_size: int, folde
         DEEPSEEK_TRAIN_STORE=str(Path(folder) / "store"),
     )
     try:
-        module, _, function = target.partition(":")
-        sys.exit(getattr(importlib.import_module(module), function)(list(argv)))
+        sys.exit(call(target, argv))
     except SystemExit as end:
         if isinstance(end.code, str):
             _leave_error(folder, rank, end.code)
@@ -46,6 +45,12 @@ def run_rank(target: str, argv: Sequence[str], rank: int, world_size: int, folde
     except BaseException:  # the launcher prints it, after everything else
         _leave_error(folder, rank, traceback.format_exc())
         sys.exit(1)
+
+
+def call(target: str, argv: Sequence[str]) -> int:
+    """``function(argv)`` of "package.module:function", which is imported now; its exit code, None counting as 0."""
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)(list(argv)) or 0
 
 
 def read_errors(folder: Path) -> dict[int, RankError]:

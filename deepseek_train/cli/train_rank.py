@@ -1,0 +1,49 @@
+"""One rank of ``deepseek-train``: what the command's light half calls once the configuration is known to be sound."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from deepseek_train.cli.compose import compose_config
+from deepseek_train.config.schema import RunConfig
+from deepseek_train.parallel.rendezvous import RendezvousError, join
+from deepseek_train.train.build import build
+from deepseek_train.train.folder import open_folder
+from deepseek_train.train.loop import train
+from deepseek_train.train.preflight import resolve_layout
+
+
+def rank_main(argv: list[str]) -> int:
+    """Joins the other ranks and trains; returns the exit code."""
+    # torch 2.13 renames collectives that DeepSpeed calls by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\..*")
+    config = compose_config(argv)
+    cluster, device = config.cluster, _device(config)
+    if device == "cpu":
+        torch.set_num_threads(cluster.threads_per_rank)
+    layout = resolve_layout(config, int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None)
+    try:
+        place = join(device, layout.world, cluster.rendezvous_seconds, cluster.timeout_seconds)
+    except RendezvousError as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        if place.rank == 0:
+            open_folder(config)
+        dist.barrier()
+        train(build(config, layout, place), Path(config.run_dir))
+    finally:
+        dist.destroy_process_group()
+    return 0
+
+
+def _device(config: RunConfig) -> Literal["cpu", "cuda"]:
+    """GPUs where there are any, unless the configuration says otherwise."""
+    if config.cluster.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.cluster.device
