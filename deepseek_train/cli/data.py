@@ -4,7 +4,8 @@ usage: deepseek-data COMMAND ...
 
   prepare data.path=DIR [data.KEY=VALUE ...]
       Turn text into token shards in DIR. What is there already with the same settings is kept.
-        data.source=builtin          or a file, folder or URL of .txt .md .py .jsonl (each also .gz .zst)
+        data.source=builtin          or builtin:numpy+torch (some of its packages), or a file, folder or URL of
+                                     .txt .md .py .jsonl (each also .gz .zst)
         data.tokenizer=builtin       or the path of a tokenizer.json
         data.max_megabytes=null      at most this much text, spread over packages or folders
         data.fim_rate=0.1            share of documents rearranged as prefix-suffix-middle

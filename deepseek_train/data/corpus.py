@@ -100,12 +100,13 @@ class Corpus:
 
 
 def open_corpus(source: str, max_megabytes: int | None = None) -> Corpus:
-    """The corpus called ``builtin``, or the text files at and below a path or fsspec URL.
+    """The corpus called ``builtin`` (of some of its packages: ``builtin:numpy+torch``), or the text files at and
+    below a path or fsspec URL.
 
     Raises:
         DataError: nothing is there, or nothing that is text.
     """
-    files = _builtin_files() if source == "builtin" else _user_files(source)
+    files = _builtin_files(source) if is_builtin(source) else _user_files(source)
     return Corpus(source, tuple(files), None if max_megabytes is None else max_megabytes * MEGABYTE)
 
 
@@ -115,8 +116,20 @@ def split_of(document: Document, validation_percent: int) -> Split:
     return "validation" if held_out else "train"
 
 
-def _builtin_files() -> Iterator[SourceFile]:
-    for package, folder in package_folders().items():
+def is_builtin(source: str) -> bool:
+    """Whether ``source`` names the builtin corpus or a part of it."""
+    return source.partition(":")[0] == "builtin"
+
+
+def _builtin_files(source: str) -> Iterator[SourceFile]:
+    folders = package_folders()
+    wanted = source.partition(":")[2]
+    packages = sorted(wanted.split("+")) if wanted else list(folders)
+    if missing := [name for name in packages if name not in folders]:
+        what = f"the builtin corpus has no package {', '.join(map(repr, missing))}"
+        raise DataError(what, f"data.source={source}", f"choose among {', '.join(folders)}")
+    for package in packages:
+        folder = folders[package]
         for relative in source_files(folder):
             name, path = f"{package}/{relative}", folder / relative
             yield SourceFile(name, package, path.stat().st_size, partial(read_source, name, path))

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from deepseek_train.config.schema import DataConfig
 from deepseek_train.data.builtin import package_versions
-from deepseek_train.data.corpus import Corpus, open_corpus, split_of
+from deepseek_train.data.corpus import Corpus, is_builtin, open_corpus, split_of
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.fim import choose_cut
 from deepseek_train.data.manifest import (
@@ -138,7 +138,7 @@ def _write(
         tokenizer.vocab_size,
         max_token_id,
         text_bytes,
-        package_versions() if settings.source == "builtin" else {},
+        package_versions() if is_builtin(settings.source) else {},
         write_file(folder / TOKENIZER_FILE, tokenizer.json),
         shards,
     )

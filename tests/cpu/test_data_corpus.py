@@ -90,6 +90,13 @@ def test_the_builtin_corpus_spreads_over_packages_and_holds_no_tests() -> None:
     assert any(document.name.endswith("::docstrings") for document in found)
 
 
+def test_packages_of_the_builtin_corpus_can_be_chosen() -> None:
+    names = {file.name.split("/")[0] for file in open_corpus("builtin:torch+numpy").files}
+    assert names == {"numpy", "torch"}
+    with pytest.raises(DataError, match="no package 'nump'"):
+        open_corpus("builtin:nump")
+
+
 def test_docstrings_are_found_and_other_strings_are_not() -> None:
     prose = "All about it. " * 20
     source = f'def f():\n    r"""{prose}\n\n    and\n      more\n    """\n'
