@@ -41,11 +41,15 @@ def forward(stage: Stage, batch: MicroBatch) -> tuple[Tape, Hidden]:
     return tape, value
 
 
-def backward(stage: Stage, batch: MicroBatch, scales: LossScales = SCALES, *, immediate: bool = True) -> Hidden:
+def backward(
+    stage: Stage, batch: MicroBatch, scales: LossScales = SCALES, *, immediate: bool = True
+) -> Hidden:
     """Gradients of one micro-batch into ``main_grad`` (or the queue's open group)."""
     tape, hidden = forward(stage, batch)
     ledger = hidden.ledger
-    seeds = zip((ledger.main, ledger.mtp, ledger.balance), (scales.main, scales.mtp, scales.balance), strict=True)
+    seeds = zip(
+        (ledger.main, ledger.mtp, ledger.balance), (scales.main, scales.mtp, scales.balance), strict=True
+    )
     tape.seed([None, *(torch.full_like(loss, scale) for loss, scale in seeds if loss is not None)])
     while len(tape):
         tape.backward()
@@ -71,7 +75,9 @@ def test_every_gradient_is_that_of_plain_autograd(m: ModelConfig) -> None:
     (SCALES.main * losses.main + SCALES.mtp * losses.mtp + SCALES.balance * losses.balance).backward()
     theirs = {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in trained.items()}
     without = {name for name, gradient in theirs.items() if not gradient.any()}
-    assert len(without) <= 3 and all(".mlp.experts." in name for name in without)  # one expert may get no token
+    assert len(without) <= 3 and all(
+        ".mlp.experts." in name for name in without
+    )  # one expert may get no token
 
     hidden = backward(stage, batch)
     for ours, expected in zip(
@@ -214,13 +220,20 @@ def test_tape_passes_an_untouched_input_through() -> None:
 
 
 def test_tape_adds_the_gradients_of_an_input_that_is_used_and_passed_through() -> None:
-    got = taped(lambda v: replace(v, b=v.a * v.b), Two(leaf(2.0), leaf(7.0)), [torch.tensor([1.0]), torch.tensor([10.0])])
+    got = taped(
+        lambda v: replace(v, b=v.a * v.b),
+        Two(leaf(2.0), leaf(7.0)),
+        [torch.tensor([1.0]), torch.tensor([10.0])],
+    )
     assert got == [torch.tensor([71.0]), torch.tensor([20.0])]
 
 
 def test_tape_unused_outputs_and_inputs_have_no_gradient() -> None:
     value = Two(leaf(2.0), leaf(7.0))
-    assert taped(lambda v: replace(v, b=v.b * 3), value, [None, torch.tensor([1.0])]) == [None, torch.tensor([3.0])]
+    assert taped(lambda v: replace(v, b=v.b * 3), value, [None, torch.tensor([1.0])]) == [
+        None,
+        torch.tensor([3.0]),
+    ]
     assert taped(lambda v: v, value, [None, None]) == [None, None]
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
@@ -27,17 +28,19 @@ def on_rank(rank: int, size: int) -> ExpertGroup:
 
 @pytest.mark.parametrize("num_stages", range(1, 6))
 @pytest.mark.parametrize("m", MODELS.values(), ids=MODELS)
-def test_modules_hold_exactly_the_weights_of_the_table(m, num_stages: int) -> None:  # type: ignore[no-untyped-def]
+def test_modules_hold_exactly_the_weights_of_the_table(m: ModelConfig, num_stages: int) -> None:
     for spec in split_layers(m, num_stages):
         stage = Stage(ModelContext(m, WeightGradQueue()), spec, length=8)
         table = stage_weights(m, spec)
-        assert {n: tuple(w.shape) for n, w in stage.weights().items()} == {w.name: w.shape for w in table if w.trained}
+        assert {n: tuple(w.shape) for n, w in stage.weights().items()} == {
+            w.name: w.shape for w in table if w.trained
+        }
         buffers = {f"{n}.router.bias" for n in (_router_owner(m, i) for i, _ in stage.routers())}
         assert buffers == {w.name for w in table if not w.trained}
         assert {b.shape for b in stage.buffers()} <= {(m.num_routed_experts,)}
 
 
-def _router_owner(m, index: int) -> str:  # type: ignore[no-untyped-def]
+def _router_owner(m: ModelConfig, index: int) -> str:
     return f"layers.{index}" if index < m.num_layers else f"mtp.{index - m.num_layers}.block"
 
 

@@ -94,7 +94,10 @@ class Plain:
 
         turns = 1.0 / m.rope_theta ** (torch.arange(0, 2 * half, 2).float() / (2 * half))
         if yarn.factor > 1:
-            low, high = max(math.floor(slot(yarn.beta_fast)), 0), min(math.ceil(slot(yarn.beta_slow)), 2 * half - 1)
+            low, high = (
+                max(math.floor(slot(yarn.beta_fast)), 0),
+                min(math.ceil(slot(yarn.beta_slow)), 2 * half - 1),
+            )
             slowed = ((torch.arange(half).float() - low) / max(high - low, 0.001)).clamp(0, 1)
             turns = turns * (1 - slowed) + turns / yarn.factor * slowed
         angles = torch.arange(x.shape[-2]).float().unsqueeze(-1) * turns
@@ -117,7 +120,10 @@ class Plain:
         weights_TE = weights_TE / weights_TE.sum(-1, keepdim=True) * m.routed_scale
         rows = []
         for x, weights_E, picked_E in zip(x_TD, weights_TE, chosen, strict=True):
-            parts = [weights_E[e] * self.ffn(x, f"{name}.experts.{e}") for e in picked_E.nonzero().flatten().tolist()]
+            parts = [
+                weights_E[e] * self.ffn(x, f"{name}.experts.{e}")
+                for e in picked_E.nonzero().flatten().tolist()
+            ]
             rows.append(torch.stack(parts).sum(0))
         self.balance_of(scores_TE, len(x_TD))
         return torch.stack(rows) + self.ffn(x_TD, f"{name}.shared_experts")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepseek_train.config.check import check
@@ -162,7 +162,10 @@ def test_large_whole_numbers_are_kept_exactly() -> None:
 
 
 def test_yaml_leaves_1e_4_a_text_and_it_is_still_a_float() -> None:
-    assert run_config(**yaml.safe_load("optim__sequence_balance_weight: 1e-4")).optim.sequence_balance_weight == 1e-4
+    assert (
+        run_config(**yaml.safe_load("optim__sequence_balance_weight: 1e-4")).optim.sequence_balance_weight
+        == 1e-4
+    )
     assert isinstance(run_config(optim__eps=1).optim.eps, float)
 
 
@@ -201,11 +204,19 @@ def test_a_group_that_is_no_group() -> None:
         ({"model__num_dense_layers": 5}, "model.num_dense_layers", "5 dense layers in a model of 4"),
         ({"model__qk_rope_head_dim": 3}, "model.qk_rope_head_dim", "odd"),
         ({"model__num_expert_groups": 3}, "model.num_expert_groups", "3 groups do not divide 16"),
-        ({"model__expert_groups_per_token": 8, "model__experts_per_token": 8}, "model.expert_groups_per_token", "8 gr"),
+        (
+            {"model__expert_groups_per_token": 8, "model__experts_per_token": 8},
+            "model.expert_groups_per_token",
+            "8 gr",
+        ),
         ({"model__experts_per_token": 10}, "model.experts_per_token", "only 8 experts"),
         ({"model__experts_per_token": 3}, "model.experts_per_token", "not a multiple"),
         (
-            {"model__num_expert_groups": 16, "model__expert_groups_per_token": 1, "model__experts_per_token": 4},
+            {
+                "model__num_expert_groups": 16,
+                "model__expert_groups_per_token": 1,
+                "model__experts_per_token": 4,
+            },
             "model.num_expert_groups",
             "fewer experts than K/M",
         ),
@@ -250,11 +261,14 @@ def test_curves_go_forward_and_say_where_to(segments: list[dict[str, Any]], what
 
 
 def test_check_reports_all_problems_of_all_groups() -> None:
-    run = run_config(model__qk_rope_head_dim=3, parallel__ep=3, optim__beta1=2, data__fim_rate=-1, monitor__log_every=0)
+    run = run_config(
+        model__qk_rope_head_dim=3, parallel__ep=3, optim__beta1=2, data__fim_rate=-1, monitor__log_every=0
+    )
     assert [p.where.split(".")[0] for p in check(run)] == ["model", "parallel", "optim", "monitor", "data"]
 
 
-@given(st.integers(-2, 20), st.integers(-2, 20), st.integers(-2, 20), st.integers(-2, 20))
+@example(16, 4, 0, 4)
+@given(*[st.integers(-2, 20)] * 4)
 def test_check_never_fails_on_odd_numbers(experts: int, groups: int, kept: int, top_k: int) -> None:
     run = run_config()
     model = replace(

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.spec.stages import split_layers, stage_weights
-from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters, head, layer, mtp
+from deepseek_train.spec.weights import (
+    all_weights,
+    count_active_parameters,
+    count_parameters,
+    head,
+    layer,
+    mtp,
+)
 from tests.paper.models import models, shipped
 
 
