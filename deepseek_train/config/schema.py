@@ -58,9 +58,7 @@ class ParallelConfig:
     pp: int = 1  # pipeline ranks
     dp: int | None = None  # data-parallel ranks; None: world / pp under torchrun, else ep
     ep: int = 1  # expert-parallel ranks; divides dp
-    check_splits: bool = (
-        False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
-    )
+    check_splits: bool = False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,7 @@ class DataConfig:
     """Token shards, as ``deepseek-data prepare`` writes them."""
 
     path: str  # folder with manifest.json
-    source: str = (
-        "builtin"  # "builtin" or a file/folder of text: what ``prepare`` reads when path does not exist
-    )
+    source: str = "builtin"  # "builtin" or a file/folder of text: what ``prepare`` reads when path does not exist
     tokenizer: str = "builtin"  # "builtin" (4k, shipped) or the path of a tokenizer.json
     sequence_length: int = 4096  # tokens the loss is computed on, per sequence
     max_megabytes: int | None = None  # prepare at most this much text; None: all

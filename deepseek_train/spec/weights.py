@@ -98,9 +98,7 @@ def _block(m: ModelConfig, name: str, hf: str, *, dense: bool) -> Iterator[Weigh
     one = f"{hf}.mlp.experts.{{expert}}"
     gate_up = HfSlice(f"{one}.gate_proj.weight", 0, f), HfSlice(f"{one}.up_proj.weight", f, 2 * f)
     yield WeightSpec(f"{name}.experts.gate_up", (e, 2 * f, d), gate_up, expert=True)
-    yield WeightSpec(
-        f"{name}.experts.down", (e, d, f), (HfSlice(f"{one}.down_proj.weight", 0, d),), expert=True
-    )
+    yield WeightSpec(f"{name}.experts.down", (e, d, f), (HfSlice(f"{one}.down_proj.weight", 0, d),), expert=True)
 
 
 def embedding(m: ModelConfig) -> tuple[WeightSpec, ...]:
