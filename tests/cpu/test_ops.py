@@ -6,6 +6,7 @@ Legend: B sequences, T positions, H heads, R rope dimension.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from tests.helpers.models import YARN, tiny
 from tests.paper.models import shipped
 
 ROWS_E = (3, 0, 4, 0)  # experts without rows, the last one among them
-Op = Callable[[dict[str, Tensor], WeightGradQueue], Tensor]
+Op = Callable[[dict[str, Any], WeightGradQueue], Tensor]
 
 
 def norm_by_hand(t: dict[str, Tensor], _: WeightGradQueue) -> Tensor:
