@@ -88,7 +88,7 @@ def hf_model(
     model, report = DeepseekV3ForCausalLM.from_pretrained(
         None,
         config=hf_config(all_layers),
-        state_dict=dict(state),
+        state_dict={name: tensor.clone() for name, tensor in state.items()},  # it keeps what it is given
         dtype=dtype,
         attn_implementation=attention,
         experts_implementation=experts,
