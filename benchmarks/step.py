@@ -1,7 +1,8 @@
-"""Tokens per second of a training step on one CPU process: ours beside transformers' DeepseekV3 in a plain loop.
+"""Tokens per second of a training step on one CPU process: ours beside transformers' DeepseekV3, plain loop.
 
-Forward, backward, clipping and AdamW of the same weights on the same batches, MTP off. All contestants live in one
-process and take turns (A B C A B C ...), so that whatever else the machine does hits them alike; medians are reported.
+Forward, backward, clipping and AdamW of the same weights on the same batches, MTP off. All contestants live in
+one process and take turns (A B C A B C ...), so that whatever else the machine does hits them alike; medians are
+reported.
 
     python -m benchmarks.step --sizes tiny small --threads 2 1
 """
@@ -198,7 +199,9 @@ def race(name: str, threads: int, rounds: int) -> list[Result]:
                 wall[who].append(time.perf_counter() - start)
                 cpu[who].append(time.process_time() - cpu_start)
         if max(losses) - min(losses) > 1e-3:
-            raise RuntimeError(f"round {number}: the losses {losses} differ, so the steps are not the same work")
+            raise RuntimeError(
+                f"round {number}: the losses {losses} differ, so the steps are not the same work"
+            )
     walls = {who: statistics.median(times) for who, times in wall.items()}
     cpus = {who: statistics.median(times) for who, times in cpu.items()}
     eager = "transformers eager"
@@ -220,11 +223,19 @@ def race(name: str, threads: int, rounds: int) -> list[Result]:
 
 def machine() -> dict[str, str]:
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
     revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=RESULTS.parent,
     ).stdout.strip()
     return {
         "cpu": f"{model}, {os.cpu_count()} logical CPUs",
@@ -241,8 +252,8 @@ def table(results: list[Result]) -> str:
         "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| {r.size} | {r.threads} | {r.contestant} | {r.step_ms:.1f} | {r.cpu_ms:.1f} | {r.tokens_per_second:.0f} "
-        f"| {r.speed_over_eager:.2f} | {r.cpu_speed_over_eager:.2f} |"
+        f"| {r.size} | {r.threads} | {r.contestant} | {r.step_ms:.1f} | {r.cpu_ms:.1f} "
+        f"| {r.tokens_per_second:.0f} | {r.speed_over_eager:.2f} | {r.cpu_speed_over_eager:.2f} |"
         for r in results
     ]
     return "\n".join(lines)
@@ -254,7 +265,8 @@ def report(results: list[Result], where: dict[str, str]) -> str:
         size, weights = SIZES[name], all_weights(SIZES[name].model)
         sizes.append(
             f"- {name}: {count_parameters(weights) / 1e6:.1f}M parameters, "
-            f"{count_active_parameters(size.model) / 1e6:.1f}M active; {size.batch} x {size.length} tokens a step"
+            f"{count_active_parameters(size.model) / 1e6:.1f}M active; "
+            f"{size.batch} x {size.length} tokens a step"
         )
     facts = "\n".join(f"- {key}: {value}" for key, value in where.items())
     return (
@@ -265,9 +277,13 @@ def report(results: list[Result], where: dict[str, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({os.cpu_count() or 1, 1}, reverse=True))
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=sorted({os.cpu_count() or 1, 1}, reverse=True)
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for step.json and step.md")
     args = parser.parse_args()

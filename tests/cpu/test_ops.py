@@ -1,4 +1,5 @@
-"""The functions with hand-written backwards, against plain autograd: exactly in FP64, to a derived bound in BF16.
+"""The functions with hand-written backwards, against plain autograd: exactly in FP64, to a derived bound in
+BF16.
 
 Legend: B sequences, T positions, H heads, R rope dimension.
 """
@@ -126,8 +127,9 @@ def test_fp64_is_plain_autograd(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPS)
 def test_bf16_rounds_a_few_times_and_no_more(name: str) -> None:
-    """Each result is rounded to 8 bits once or twice, factors before it as often; sums run in FP32. So a bound of eight
-    roundings of the largest element, where a sum in BF16 or a wrong formula would be far outside."""
+    """Each result is rounded to 8 bits once or twice, factors before it as often; sums run in FP32. So a
+    bound of eight roundings of the largest element, where a sum in BF16 or a wrong formula would be far
+    outside."""
     for what, ours, expected in both_sides(name, torch.bfloat16, torch.float32):
         if expected.numel():
             assert (ours.double() - expected).abs().max() <= 8 * 2**-9 * expected.abs().max(), what
@@ -135,7 +137,8 @@ def test_bf16_rounds_a_few_times_and_no_more(name: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32)])
 def test_embedding_adds_up_the_gradients_of_repeated_tokens(dtype: torch.dtype, kept: torch.dtype) -> None:
-    """The embedding has no differentiable input: inside a tape, its phase gets a gradient for its output alone."""
+    """The embedding has no differentiable input: inside a tape, its phase gets a gradient for its output
+    alone."""
     _, weights = inputs("embed", dtype, kept)
     queue = WeightGradQueue()
     y = embed(TOKENS, weights["weight"], queue)
@@ -246,7 +249,8 @@ def test_rope_of_bf16_is_computed_in_fp32() -> None:
 
 
 def test_yarn_of_v3() -> None:
-    """s = 40 from 4096 tokens: slots up to 10 keep their frequency, from 23 on it is divided by 40 (V3_SPEC A.4)."""
+    """s = 40 from 4096 tokens: slots up to 10 keep their frequency, from 23 on it is divided by 40 (V3_SPEC
+    A.4)."""
     m = shipped("deepseek_v3")
     extended = replace(m, yarn=replace(m.yarn, factor=40.0))
     plain, yarn = frequencies(m), frequencies(extended)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
@@ -82,7 +83,7 @@ def test_initial_weights_do_not_depend_on_the_split() -> None:
                 part = Stage(ModelContext(m, WeightGradQueue(), on_rank(rank, size)), spec, 8)
                 init_stage(part, m, seed=7)
                 for name, weight in part.weights().items():
-                    same = expected[name]
+                    same: Tensor = expected[name]
                     if ".experts." in name:
                         same = same[rank * per_rank : (rank + 1) * per_rank]
                     assert torch.equal(weight, same), name

@@ -1,4 +1,5 @@
-"""From nested mappings to dataclasses, and the rules between fields: all problems at once, each with its mend."""
+"""From nested mappings to dataclasses, and the rules between fields: all problems at once, each with its
+mend."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any

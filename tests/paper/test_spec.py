@@ -92,7 +92,8 @@ def test_stages_cover_all_layers_once_in_order(m: ModelConfig, data: st.DataObje
 
 @given(models(), st.data())
 def test_stages_are_as_even_as_they_can_be(m: ModelConfig, data: st.DataObject) -> None:
-    """Counting an MTP module as a layer: no stage exceeds the fair share rounded up, unless the modules do."""
+    """Counting an MTP module as a layer: no stage exceeds the fair share rounded up, unless the modules
+    do."""
     num_stages = data.draw(st.integers(1, m.num_layers))
     load = [len(s.layers) + s.mtp_depth for s in split_layers(m, num_stages)]
     fair = -(-(m.num_layers + m.mtp_depth) // num_stages)
