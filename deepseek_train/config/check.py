@@ -39,8 +39,8 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
             "model.qk_rope_head_dim", f"{m.qk_rope_head_dim} is odd", "RoPE turns pairs: use an even size."
         )
     groups = m.num_expert_groups
-    if groups < 1 or m.num_routed_experts < 1:
-        return
+    if min(groups, m.num_routed_experts, m.expert_groups_per_token) < 1:
+        return  # said above
     if m.num_routed_experts % groups:
         yield Problem(
             "model.num_expert_groups",
@@ -61,7 +61,7 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
             f"top-{m.experts_per_token}, but only {reachable} experts are in the groups a token may use",
             "Lower it, or raise expert_groups_per_token.",
         )
-    if m.experts_per_token % max(m.expert_groups_per_token, 1):
+    if m.experts_per_token % m.expert_groups_per_token:
         yield Problem(
             "model.experts_per_token",
             f"{m.experts_per_token} is not a multiple of expert_groups_per_token = {m.expert_groups_per_token}; "

@@ -1,13 +1,15 @@
 """The ends of the model: embedding phase, output head with its loss, multi-token prediction.
 
-Legend: B sequences, T positions, D hidden, V vocabulary.
+Legend: B sequences, T positions, N = B T, D hidden, V vocabulary.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from deepseek_train.model.block import MoeBlock
 from deepseek_train.model.context import ModelContext
@@ -19,10 +21,30 @@ from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.wgrad import Weight
 
 
+class _CrossEntropy(Function):
+    """Saves the probabilities alone, which turn into the gradient in place: the logits are the largest tensor there is
+    in a training step."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, labels_N1: Tensor) -> Tensor:
+        probabilities_NV = logits_NV.softmax(-1, dtype=wide(logits_NV.dtype))
+        ctx.save_for_backward(probabilities_NV, labels_N1)
+        ctx.dtype = logits_NV.dtype
+        # log sum exp by way of the likeliest token: its probability is at least 1 / V, so its logarithm is exact.
+        log_sum_N1 = logits_NV.amax(-1, keepdim=True) - probabilities_NV.amax(-1, keepdim=True).log()
+        return (log_sum_N1 - logits_NV.gather(1, labels_N1)).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        d_logits_NV, labels_N1 = ctx.saved_tensors
+        d_logits_NV.scatter_add_(1, labels_N1, d_logits_NV.new_full(labels_N1.shape, -1.0))
+        return d_logits_NV.mul_(dy / labels_N1.numel()).to(ctx.dtype), None
+
+
 def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean over all positions, in FP32 (FP64 for FP64 logits)."""
-    logits = logits_BTV.flatten(0, 1)
-    return functional.cross_entropy(logits.to(wide(logits.dtype)), labels_BT.flatten())
+    """Mean over all positions, in FP32 (FP64 for FP64 logits). Its backward runs once."""
+    return _CrossEntropy.apply(logits_BTV.flatten(0, 1), labels_BT.reshape(-1, 1))
 
 
 class Head(nn.Module):

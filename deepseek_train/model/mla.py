@@ -59,5 +59,8 @@ class LatentAttention(nn.Module):
 
 def attend(q_BTHQ: Tensor, k_BTHQ: Tensor, v_BTHV: Tensor, scale: float) -> Tensor:
     """Causal softmax(q k^T scale) v, softmax in FP32: [B, T, H, V]."""
-    q, k, v = q_BTHQ.transpose(1, 2), k_BTHQ.transpose(1, 2), v_BTHV.transpose(1, 2)
-    return functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
+    # The fused kernels want keys and values of one size. Columns of zeros change no product; values are cut again.
+    size, value_size = max(q_BTHQ.shape[-1], v_BTHV.shape[-1]), v_BTHV.shape[-1]
+    q, k, v = (functional.pad(t, (0, size - t.shape[-1])).transpose(1, 2) for t in (q_BTHQ, k_BTHQ, v_BTHV))
+    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return out.transpose(1, 2)[..., :value_size]

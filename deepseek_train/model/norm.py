@@ -18,19 +18,20 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 class _RmsNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Tensor:
-        x_wide = x.to(wide(x.dtype))
-        scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
+        scale = (length.square() / x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, scale)
         ctx.queue = queue
-        return gain * (x_wide * scale).to(x.dtype)
+        return (x * scale).to(x.dtype).mul_(gain)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         x, gain, scale = ctx.saved_tensors
-        normed = x.to(scale.dtype) * scale
+        normed = x * scale
         d_normed = (dy * gain).to(scale.dtype)
-        dx = (d_normed - normed * (d_normed * normed).mean(-1, keepdim=True)) * scale
+        along = (d_normed * normed).mean(-1, keepdim=True)
+        dx = d_normed.addcmul_(normed, along, value=-1.0).mul_(scale)
         ctx.queue.add(lambda: _gain_gradient(gain, dy, normed))
         return dx.to(x.dtype), None, None, None
 

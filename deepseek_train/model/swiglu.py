@@ -22,22 +22,25 @@ class _SwiGlu(Function):
     def forward(ctx: Any, gate_up: Tensor, weight_N: Tensor | None) -> Tensor:
         ctx.save_for_backward(gate_up, weight_N)
         gate, up = gate_up.chunk(2, -1)
-        y = functional.silu(gate) * up
-        return y if weight_N is None else y * weight_N.unsqueeze(-1).to(y.dtype)
+        y = functional.silu(gate).mul_(up)
+        return y if weight_N is None else y.mul_(weight_N.unsqueeze(-1).to(y.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         gate_up, weight_N = ctx.saved_tensors
         gate, up = gate_up.chunk(2, -1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        d_weight = None
+        d_gate_up = torch.empty_like(gate_up)
+        d_gate, d_up = d_gate_up.chunk(2, -1)
+        torch.mul(dy, functional.silu(gate), out=d_up)
+        d_silu, d_weight = dy * up, None
         if weight_N is not None:
-            d_weight = (dy * silu * up).sum(-1, dtype=weight_N.dtype)
-            dy = dy * weight_N.unsqueeze(-1).to(dy.dtype)
-        d_gate = dy * up * (sigmoid + silu * (1.0 - sigmoid))
-        return torch.cat([d_gate, dy * silu], -1), d_weight
+            d_weight = (d_up * up).sum(-1, dtype=weight_N.dtype)
+            scale = weight_N.unsqueeze(-1).to(dy.dtype)
+            d_up.mul_(scale)
+            d_silu.mul_(scale)
+        torch.ops.aten.silu_backward.grad_input(d_silu, gate, grad_input=d_gate)
+        return d_gate_up, d_weight
 
 
 def swiglu(gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:

@@ -59,5 +59,5 @@ def _update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str
         state["exp_avg"].copy_(m)
         state["exp_avg_sq"].copy_(v)
     step_size = lr / (1.0 - beta1 ** state["step"])
-    denominator = (v.sqrt() / (1.0 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
+    denominator = v.sqrt().div_((1.0 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
     weight.addcdiv_(m, denominator, value=-step_size)

@@ -48,7 +48,7 @@ class Replicated:
         if finite:
             scale = min(1.0, self._clip / (norm + 1e-6)) if self._clip > 0 else 1.0
             for name, weight in self._weights.items():
-                self._masters[name].grad = weight.main_grad * scale if scale < 1.0 else weight.main_grad
+                self._masters[name].grad = weight.main_grad.mul_(scale) if scale < 1.0 else weight.main_grad
             for param_group in self._base.param_groups:
                 param_group["lr"] = lr
             self._base.step()

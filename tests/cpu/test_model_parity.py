@@ -1,5 +1,5 @@
-"""The model computes what the published weights mean: logits against transformers' DeepseekV3, MTP against the written
-formula, both fed through the names of ``spec.weights``.
+"""The model computes what the published weights mean: logits against transformers' DeepseekV3, MTP against
+the written formula, both fed through the names of ``spec.weights``.
 
 Legend: B sequences, T positions, D hidden, V vocabulary.
 """
@@ -25,8 +25,8 @@ MODELS = {
     "yarn, direct queries, two shared experts": tiny(yarn=YARN, q_lora_rank=None, num_shared_experts=2),
     "all layers with experts": tiny(num_dense_layers=0),
 }
-# FP32 rounds at 6e-8 and a logit passes some hundred roundings. Measured against the same model in FP64, ours and
-# transformers' are each up to 2e-6 away.
+# FP32 rounds at 6e-8 and a logit passes some hundred roundings. Measured against the same model in FP64, ours
+# and transformers' are each up to 2e-6 away.
 FP32_BOUND = 5e-6
 
 
@@ -82,9 +82,9 @@ def test_gains_biases_and_groups_matter() -> None:
     assert len(gains) == 4 * m.num_layers + 1
     for name in gains:
         with torch.no_grad():
-            weights[name] *= 1.01
+            weights[name].mul_(1.01)
             assert (our_logits(stage, batch) - before).abs().max() > 100 * FP32_BOUND, name
-            weights[name] /= 1.01
+            weights[name].div_(1.01)
     for index, router in stage.routers():
         if index < m.num_layers:
             kept = router.bias.clone()
@@ -97,8 +97,9 @@ def test_gains_biases_and_groups_matter() -> None:
 
 @pytest.mark.parametrize("m", [MODELS["plain"], MODELS["yarn"]], ids=["plain", "yarn"])
 def test_bf16_is_as_exact_as_transformers_in_bf16(m: ModelConfig) -> None:
-    """The same BF16 weights computed in FP32 are the truth. Two correct BF16 models are equally far from it, give or
-    take the luck of the roundings: ours sums a token's experts in another order, so equality is not expected."""
+    """The same BF16 weights computed in FP32 are the truth. Two correct BF16 models are equally far from it,
+    give or take the luck of the roundings: ours sums a token's experts in another order, so equality is not
+    expected."""
     stage, batch = whole_model(m, length=LENGTH, dtype=torch.bfloat16), random_batch(m, 3, LENGTH)
     tensors = table_tensors(stage)
     state, tokens_BT = published(tensors, m), batch.tokens[:, :LENGTH]
@@ -110,7 +111,8 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(m: ModelConfig) -> None:
     ours = our_logits(stage, batch).float()
 
     def distance(a: Tensor, b: Tensor) -> float:
-        """Median over tokens, relative: a token whose experts flip on a rounding is far away in either model."""
+        """Median over tokens, relative: a token whose experts flip on a rounding is far away in either
+        model."""
         return float(((a - b).norm(dim=-1) / b.norm(dim=-1)).median())
 
     print(f"bf16: {distance(ours, truth):.4f} (theirs {distance(theirs, truth):.4f}) from FP32, "
@@ -122,8 +124,8 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(m: ModelConfig) -> None:
 
 @pytest.mark.parametrize("m", [tiny(), tiny(mtp_depth=2, yarn=YARN)], ids=["depth 1", "depth 2, yarn"])
 def test_mtp_is_the_published_module(m: ModelConfig) -> None:
-    """[enorm(emb(t_{i+1})); hnorm(h_i)] -> eh_proj -> one MoE block -> shared_head.norm -> lm_head, h after model.norm;
-    the block is transformers' own decoder layer."""
+    """[enorm(emb(t_{i+1})); hnorm(h_i)] -> eh_proj -> one MoE block -> shared_head.norm -> lm_head, h after
+    model.norm; the block is transformers' own decoder layer."""
     stage, batch = whole_model(m, length=LENGTH), random_batch(m, 3, LENGTH)
     state = published(table_tensors(stage), m)
     model = hf_model(m, state)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import Tensor
 
+from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
@@ -27,7 +29,7 @@ def on_rank(rank: int, size: int) -> ExpertGroup:
 
 @pytest.mark.parametrize("num_stages", range(1, 6))
 @pytest.mark.parametrize("m", MODELS.values(), ids=MODELS)
-def test_modules_hold_exactly_the_weights_of_the_table(m, num_stages: int) -> None:  # type: ignore[no-untyped-def]
+def test_modules_hold_exactly_the_weights_of_the_table(m: ModelConfig, num_stages: int) -> None:
     for spec in split_layers(m, num_stages):
         stage = Stage(ModelContext(m, WeightGradQueue()), spec, length=8)
         table = stage_weights(m, spec)
@@ -39,7 +41,7 @@ def test_modules_hold_exactly_the_weights_of_the_table(m, num_stages: int) -> No
         assert {b.shape for b in stage.buffers()} <= {(m.num_routed_experts,)}
 
 
-def _router_owner(m, index: int) -> str:  # type: ignore[no-untyped-def]
+def _router_owner(m: ModelConfig, index: int) -> str:
     return f"layers.{index}" if index < m.num_layers else f"mtp.{index - m.num_layers}.block"
 
 
@@ -81,7 +83,7 @@ def test_initial_weights_do_not_depend_on_the_split() -> None:
                 part = Stage(ModelContext(m, WeightGradQueue(), on_rank(rank, size)), spec, 8)
                 init_stage(part, m, seed=7)
                 for name, weight in part.weights().items():
-                    same = expected[name]
+                    same: Tensor = expected[name]
                     if ".experts." in name:
                         same = same[rank * per_rank : (rank + 1) * per_rank]
                     assert torch.equal(weight, same), name

@@ -14,7 +14,8 @@ from deepseek_train.spec.weights import all_weights
 
 
 def published(tensors: Mapping[str, Tensor], m: ModelConfig) -> dict[str, Tensor]:
-    """Tensors by table name (weights, or their gradients) -> the same by published name, cut as ``HfSlice`` says."""
+    """Tensors by table name (weights, or their gradients) -> the same by published name, cut as ``HfSlice``
+    says."""
     found: dict[str, Tensor] = {}
     for spec in all_weights(m):
         if spec.name not in tensors:
@@ -80,20 +81,22 @@ def hf_model(
     attention: str = "eager",
     experts: str = "eager",
 ) -> DeepseekV3ForCausalLM:
-    """transformers' model with the published weights ``state``. The MTP modules' blocks are further layers of it, to be
-    called by hand; what else belongs to MTP stays out. Raises where a weight is missing or has another shape."""
+    """transformers' model with the published weights ``state``. The MTP modules' blocks are further layers of
+    it, to be called by hand; what else belongs to MTP stays out. Raises where a weight is missing or has
+    another shape."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     all_layers = replace(m, num_layers=m.num_layers + m.mtp_depth)
-    model, report = DeepseekV3ForCausalLM.from_pretrained(
+    loaded: Any = DeepseekV3ForCausalLM.from_pretrained(
         None,
         config=hf_config(all_layers),
-        state_dict=dict(state),
+        state_dict={name: tensor.clone() for name, tensor in state.items()},  # it keeps what it is given
         dtype=dtype,
         attn_implementation=attention,
         experts_implementation=experts,
         output_loading_info=True,
     )
+    model, report = loaded
     mtp_only = ("enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight")
     strays = [name for name in report["unexpected_keys"] if not name.endswith(mtp_only)]
     if strays or report["missing_keys"] or report["mismatched_keys"]:

@@ -48,7 +48,8 @@ def tiny(**changes: Any) -> ModelConfig:
 def whole_model(
     m: ModelConfig, *, length: int, dtype: torch.dtype = torch.float32, grads: torch.dtype | None = None
 ) -> Stage:
-    """All layers as one stage, with norm gains around 1 and router biases around 0 instead of exactly there."""
+    """All layers as one stage, with norm gains around 1 and router biases around 0 instead of exactly
+    there."""
     (spec,) = split_layers(m, 1)
     stage = Stage(ModelContext(m, WeightGradQueue(), dtype=dtype), spec, length)
     init_stage(stage, m, seed=1)

@@ -1,5 +1,5 @@
-"""DeepSeek-V3 written down once more, as plainly as can be: loops over experts and heads, ordinary autograd, weights by
-their published names, none of the project's model code. The reference for gradients in FP64.
+"""DeepSeek-V3 written down once more, as plainly as can be: loops over experts and heads, ordinary autograd,
+weights by their published names, none of the project's model code. The reference for gradients in FP64.
 
 Legend: B sequences, T positions, D hidden, H heads, E experts, K experts per token.
 """

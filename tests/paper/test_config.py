@@ -1,11 +1,12 @@
-"""From nested mappings to dataclasses, and the rules between fields: every problem at once, each with its mend."""
+"""From nested mappings to dataclasses, and the rules between fields: all problems at once, each with its
+mend."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepseek_train.config.check import check
@@ -267,7 +268,8 @@ def test_check_reports_all_problems_of_all_groups() -> None:
     assert [p.where.split(".")[0] for p in check(run)] == ["model", "parallel", "optim", "monitor", "data"]
 
 
-@given(st.integers(-2, 20), st.integers(-2, 20), st.integers(-2, 20), st.integers(-2, 20))
+@example(16, 4, 0, 4)
+@given(*[st.integers(-2, 20)] * 4)
 def test_check_never_fails_on_odd_numbers(experts: int, groups: int, kept: int, top_k: int) -> None:
     run = run_config()
     model = replace(

@@ -42,8 +42,8 @@ def test_v3_by_hand() -> None:
 
 
 def test_16b_is_the_size_of_v2_lite() -> None:
-    """V2-Lite: 15.7B total, 2.4B active without embedding and head (V2 report appendix B). The sigmoid router adds one
-    bias per expert and layer to its 15,706,484,224."""
+    """V2-Lite: 15.7B total, 2.4B active without embedding and head (V2 report appendix B). The sigmoid router
+    adds one bias per expert and layer to its 15,706,484,224."""
     m = shipped("deepseek_16b")
     assert main_model(m) == 15_706_484_224 + 26 * 64
     embedding_and_head = 2 * 102400 * 2048
@@ -92,7 +92,8 @@ def test_stages_cover_all_layers_once_in_order(m: ModelConfig, data: st.DataObje
 
 @given(models(), st.data())
 def test_stages_are_as_even_as_they_can_be(m: ModelConfig, data: st.DataObject) -> None:
-    """Counting an MTP module as a layer: nothing exceeds the fair share rounded up, unless the modules alone do."""
+    """Counting an MTP module as a layer: no stage exceeds the fair share rounded up, unless the modules
+    do."""
     num_stages = data.draw(st.integers(1, m.num_layers))
     load = [len(s.layers) + s.mtp_depth for s in split_layers(m, num_stages)]
     fair = -(-(m.num_layers + m.mtp_depth) // num_stages)
