@@ -27,7 +27,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import split_layers, stage_weights
 from deepseek_train.spec.weights import WeightSpec, all_weights
 
-BATCH, LENGTH = 2, 12  # B, T
+BATCH, LENGTH = 2, 8  # B, T
 MODEL = ModelConfig(
     name="grid",
     vocab_size=64,

@@ -26,17 +26,13 @@ from tests.harness import run_ranks
 
 # Five layers, with or without an MTP module, are uneven on 2 stages and on 4. EP2 on DP2: micro-batches differ.
 CASES = [
-    *(Case("1f1b", 1, dp=ep, ep=ep, mtp=mtp, microbatches=3) for ep, mtp in product((1, 2), (0, 1))),
-    *(
-        Case("1f1b", pp, dp=ep, ep=ep, mtp=mtp, microbatches=5)
-        for pp, ep, mtp in product((2, 4), (1, 2), (0, 1))
-    ),
+    *(Case("1f1b", pp, dp=ep, ep=ep, mtp=mtp, microbatches=4) for pp, ep, mtp in product((1, 2, 4), (1, 2), (0, 1))),
     *(
         Case("dualpipe", pp, dp=ep, ep=ep, mtp=mtp, microbatches=2 * pp)
         for pp, ep, mtp in product((2, 4), (1, 2), (0, 1))
     ),
-    Case("dualpipe", 2, layers=4, mtp=0, microbatches=10),  # even stages, a longer steady state
-    Case("1f1b", 4, layers=4, mtp=2, microbatches=2),  # fewer micro-batches than ranks
+    Case("dualpipe", 2, layers=4, mtp=0, microbatches=6),  # even stages, a steady state in the middle
+    Case("1f1b", 4, layers=4, mtp=2, microbatches=3),  # fewer micro-batches than ranks
     Case("dualpipe", 2, dp=4, ep=2, layers=3, microbatches=4),  # experts are replicated too
 ]
 WORLDS = sorted({case.layout.world for case in CASES})
@@ -186,13 +182,19 @@ def expected(case: Case) -> Expected:
 @pytest.fixture(scope="module")
 def outcomes() -> dict[Case, tuple[list[RankSaw], Expected]]:
     """All cases, those of one number of ranks in one set of processes."""
-    references = dict(zip(CASES, run_ranks(run_plain, 1, CASES)[0], strict=True))
+    different = {same_model_and_data(case): case for case in CASES}
+    references = dict(zip(different, run_ranks(run_plain, 1, list(different.values()))[0], strict=True))
     found: dict[Case, tuple[list[RankSaw], Expected]] = {}
     for world in WORLDS:
         cases = [case for case in CASES if case.layout.world == world]
         for case, *ranks in zip(cases, *run_ranks(run_cases, world, cases), strict=True):
-            found[case] = ranks, references[case]
+            found[case] = ranks, references[same_model_and_data(case)]
     return found
+
+
+def same_model_and_data(case: Case) -> tuple[int, ...]:
+    """Cases that agree in this have one reference."""
+    return case.layers, case.mtp, case.dp, case.microbatches
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
