@@ -1,10 +1,16 @@
 """For every test: fresh memory is NaN, and randomness repeats (seeded from the test's own name)."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.poison import poison_empty, seed_everything
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Do look into ``tests/dist``: pytest takes a folder of that name for a build's output and skips it."""
+    return False if collection_path == Path(__file__).parent / "dist" else None
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from typing import Any
 import deepseek_train_configs
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +30,9 @@ def compose_config(overrides: list[str]) -> RunConfig:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed: Any = OmegaConf.to_container(compose("config", good), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([*problems, Problem("configuration", _first_line(error), "See configs/.")]) from error
+        raise ConfigError(
+            [*problems, Problem("configuration", _first_line(error), "See configs/.")]
+        ) from error
     try:
         config = parse(RunConfig, composed)
     except ConfigError as error:
@@ -55,10 +57,12 @@ def _sort_out(overrides: list[str]) -> tuple[list[str], list[Problem]]:
             problems.append(Problem(text, "not an override", "Write key=value, for example parallel.pp=2."))
             continue
         problem = _problem(override, keys, groups)
-        if problem is None:
-            good.append(text)
-        else:
+        if problem is not None:
             problems.append(problem)
+        elif override.type is OverrideType.CHANGE and override.key_or_group not in groups:
+            good.append(f"++{text}")  # the schema knows the key, whether or not a YAML file mentions it
+        else:
+            good.append(text)
     return good, problems
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -96,7 +97,7 @@ def rank_main(argv: list[str]) -> int:
     return 0
 
 
-def choose_device(config: RunConfig) -> str:
+def choose_device(config: RunConfig) -> Literal["cpu", "cuda"]:
     """GPUs where there are any, unless the configuration says otherwise."""
     if config.cluster.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,7 +16,9 @@ def _positive(where: str, names: tuple[str, ...], group: object) -> Iterator[Pro
     for name in names:
         value = getattr(group, name)
         if value is not None and value < 1:
-            yield Problem(f"{where}.{name}", f"must be at least 1, is {value}", "Give a positive whole number.")
+            yield Problem(
+                f"{where}.{name}", f"must be at least 1, is {value}", "Give a positive whole number."
+            )
 
 
 def _model(m: ModelConfig) -> Iterator[Problem]:
@@ -33,7 +35,9 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
             f"Use at most num_layers = {m.num_layers}.",
         )
     if m.qk_rope_head_dim % 2:
-        yield Problem("model.qk_rope_head_dim", f"{m.qk_rope_head_dim} is odd", "RoPE turns pairs: use an even size.")
+        yield Problem(
+            "model.qk_rope_head_dim", f"{m.qk_rope_head_dim} is odd", "RoPE turns pairs: use an even size."
+        )
     groups = m.num_expert_groups
     if groups < 1 or m.num_routed_experts < 1:
         return
@@ -66,7 +70,9 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
         )
     elif m.experts_per_token // m.expert_groups_per_token > m.num_routed_experts // groups:
         yield Problem(
-            "model.num_expert_groups", "a group holds fewer experts than K/M of its score", "Use fewer groups."
+            "model.num_expert_groups",
+            "a group holds fewer experts than K/M of its score",
+            "Use fewer groups.",
         )
 
 
@@ -102,9 +108,13 @@ def _curves(o: OptimConfig) -> Iterator[Problem]:
         for i, segment in enumerate(curve.segments):
             where = f"optim.{name}.segments[{i}]"
             if segment.until <= since:
-                yield Problem(where, f"ends at {segment.until} tokens, where it begins", "Segments go forward.")
+                yield Problem(
+                    where, f"ends at {segment.until} tokens, where it begins", "Segments go forward."
+                )
             if (segment.shape == "constant") != (segment.to is None):
-                yield Problem(where, f"shape {segment.shape} with to={segment.to}", "Only 'constant' has no 'to'.")
+                yield Problem(
+                    where, f"shape {segment.shape} with to={segment.to}", "Only 'constant' has no 'to'."
+                )
             since = segment.until
         values = [curve.start] + [s.to for s in curve.segments if s.to is not None]
         if min(values) < (1 if name == "batch_size" else 0):
@@ -119,7 +129,10 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
     yield from _positive("monitor", ("log_every",), run.monitor)
     yield from _positive("data", ("sequence_length", "max_megabytes"), run.data)
     yield from _positive("checkpoint", ("keep",), run.checkpoint)
-    for where, value in (("checkpoint.every", run.checkpoint.every), ("train.eval_every", run.train.eval_every)):
+    for where, value in (
+        ("checkpoint.every", run.checkpoint.every),
+        ("train.eval_every", run.train.eval_every),
+    ):
         if value < 0:
             yield Problem(where, f"is negative ({value})", "Use 0 for 'only at the end'.")
     if not 0.0 <= run.data.fim_rate <= 1.0:

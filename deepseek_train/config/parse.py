@@ -60,7 +60,9 @@ def unknown_key(key: str, candidates: list[str]) -> Problem:
     """The problem for a key that does not exist."""
     # A right name in a wrong group is as likely as a misspelt one: compare whole keys and last parts.
     last = key.rsplit(".", 1)[-1]
-    near = get_close_matches(key, candidates, 1, 0.7) or [c for c in candidates if c.rsplit(".", 1)[-1] == last]
+    near = get_close_matches(key, candidates, 1, 0.7) or [
+        c for c in candidates if c.rsplit(".", 1)[-1] == last
+    ]
     near = near or get_close_matches(last, [c for c in candidates if "." not in c], 1, 0.5)
     mend = f"Did you mean '{near[0]}'?" if near else "`deepseek-train --cfg job` prints every key."
     return Problem(key, "no such key", mend)
@@ -68,7 +70,9 @@ def unknown_key(key: str, candidates: list[str]) -> Problem:
 
 def _dataclass(kind: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(Problem(where, f"expected a group of keys, found {value!r}", "Indent its keys below it."))
+        problems.append(
+            Problem(where, f"expected a group of keys, found {value!r}", "Indent its keys below it.")
+        )
         return _FAILED
     hints = get_type_hints(kind)
     prefix = f"{where}." if where else ""
@@ -106,7 +110,9 @@ def _value(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
         return _FAILED if _FAILED in items else items
     scalar = _scalar(hint, value)
     if scalar is _FAILED:
-        problems.append(Problem(where, f"expected {hint.__name__}, found {value!r}", f"Give a {hint.__name__}."))
+        problems.append(
+            Problem(where, f"expected {hint.__name__}, found {value!r}", f"Give a {hint.__name__}.")
+        )
     return scalar
 
 

@@ -15,10 +15,10 @@ from deepseek_train.model.norm import rms_norm
 from deepseek_train.model.router import Router, balance_loss
 from deepseek_train.model.swiglu import FeedForward
 from deepseek_train.model.values import Attended, Computed, Sent
-from deepseek_train.phases.values import Hidden, LayerLoad
 from deepseek_train.parallel.expert.flat import combine, dispatch
 from deepseek_train.parallel.expert.plan import make_plan
 from deepseek_train.phases.phase import Lane, Phase
+from deepseek_train.phases.values import Hidden, LayerLoad
 
 
 class _Attention(nn.Module):

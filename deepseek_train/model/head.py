@@ -14,8 +14,8 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.embed import embed
 from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import rms_norm, wide
-from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.phase import Lane, Phase
+from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.wgrad import Weight
 
 

@@ -30,7 +30,9 @@ class _Linear(Function):
 
 class _GroupedLinear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Weight, rows_E: tuple[int, ...], queue: WeightGradQueue) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Weight, rows_E: tuple[int, ...], queue: WeightGradQueue
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.rows_E, ctx.queue = rows_E, queue
         y = x.new_empty(x.shape[0], weight.shape[1])

@@ -42,7 +42,9 @@ class LatentAttention(nn.Module):
         else:
             latent_BTC = rms_norm(linear(x_BTD, self.q_a, queue), self.q_a_norm, m.norm_eps, queue)
             q = linear(latent_BTC, self.q_b, queue)
-        q_nope, q_rope = q.unflatten(-1, (m.num_heads, -1)).split([m.qk_nope_head_dim, m.qk_rope_head_dim], -1)
+        q_nope, q_rope = q.unflatten(-1, (m.num_heads, -1)).split(
+            [m.qk_nope_head_dim, m.qk_rope_head_dim], -1
+        )
 
         latent_BTC, k_rope = linear(x_BTD, self.kv_a, queue).split([m.kv_lora_rank, m.qk_rope_head_dim], -1)
         kv = linear(rms_norm(latent_BTC, self.kv_a_norm, m.norm_eps, queue), self.kv_b, queue)

@@ -12,7 +12,7 @@ from deepseek_train.config.schema import ModelConfig
 
 
 def softmax_scale(m: ModelConfig) -> float:
-    """(d_nope + d_rope)^-1/2, times YaRN's m^2 with m = 0.1 mscale_all_dim ln(factor) + 1 when the context is extended."""
+    """(d_nope + d_rope)^-1/2, times YaRN's m^2, m = 0.1 mscale_all_dim ln(factor) + 1, in extended contexts."""
     scale = (m.qk_nope_head_dim + m.qk_rope_head_dim) ** -0.5
     return scale * _mscale(m.yarn.factor, m.yarn.mscale_all_dim) ** 2
 

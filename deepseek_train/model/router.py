@@ -45,7 +45,9 @@ def select(biased_NE: Tensor, m: ModelConfig) -> Tensor:
         by_group = biased_NE.unflatten(-1, (m.num_expert_groups, -1))
         best = m.experts_per_token // m.expert_groups_per_token
         kept = by_group.topk(best, -1).values.sum(-1).topk(m.expert_groups_per_token, -1).indices
-        closed_NG = torch.ones(by_group.shape[:-1], dtype=torch.bool, device=kept.device).scatter_(1, kept, False)
+        closed_NG = torch.ones(by_group.shape[:-1], dtype=torch.bool, device=kept.device).scatter_(
+            1, kept, False
+        )
         biased_NE = by_group.masked_fill(closed_NG.unsqueeze(-1), float("-inf")).flatten(-2)
     return biased_NE.topk(m.experts_per_token, -1).indices
 

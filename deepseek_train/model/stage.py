@@ -13,8 +13,8 @@ from deepseek_train.model.embed import embed
 from deepseek_train.model.head import Head, MtpModule
 from deepseek_train.model.rope import rotations
 from deepseek_train.model.router import Router
-from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.phase import Lane, Phase, fold
+from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.wgrad import Weight
 from deepseek_train.spec.stages import StageSpec
 
@@ -26,7 +26,9 @@ class Stage(nn.Module):
     names are those of ``spec.weights``. ``embedding`` is given where a rank shares one tensor between two stages.
     """
 
-    def __init__(self, context: ModelContext, spec: StageSpec, length: int, embedding: Weight | None = None) -> None:
+    def __init__(
+        self, context: ModelContext, spec: StageSpec, length: int, embedding: Weight | None = None
+    ) -> None:
         super().__init__()
         m = context.model
         self.spec, self.context = spec, context

@@ -57,9 +57,11 @@ class DistributedOptimizer(Protocol):
         """After the fragments have been written to: sets the step count and publishes the master weights."""
 
 
-def split_flat(names: list[str], sizes: list[int], start: int, length: int) -> list[tuple[str, int, int, int]]:
-    """Which pieces of the weights laid out one after another fall into [start, start + length): (name, offset within the
-    weight, offset within the range, elements)."""
+def split_flat(
+    names: list[str], sizes: list[int], start: int, length: int
+) -> list[tuple[str, int, int, int]]:
+    """Which pieces of the weights laid out one after another fall into [start, start + length): (name, offset
+    within the weight, offset within the range, elements)."""
     pieces, at = [], 0
     for name, size in zip(names, sizes, strict=True):
         low, high = max(at, start), min(at + size, start + length)

@@ -4,7 +4,7 @@ Without a GPU its accelerator probe warns on every rank and ``init_distributed``
 minute, for shared-memory collectives that gloo does not need); both are switched off by the means it offers.
 """
 
-# ruff: noqa: E402  (the environment variable must be set before DeepSpeed is imported)
+
 import logging
 import os
 

@@ -14,7 +14,11 @@ class Replicated:
     """A ``DistributedOptimizer`` that shards nothing. ``world`` None: one rank, no communication."""
 
     def __init__(
-        self, groups: list[WeightGroup], world: dist.ProcessGroup | None, config: OptimConfig, moments: torch.dtype
+        self,
+        groups: list[WeightGroup],
+        world: dist.ProcessGroup | None,
+        config: OptimConfig,
+        moments: torch.dtype,
     ) -> None:
         self._groups, self._world, self._clip = groups, world, config.clip_norm
         self._weights = {name: weight for group in groups for name, weight in group.weights.items()}
@@ -71,7 +75,9 @@ class Replicated:
     def fragments(self) -> list[Fragment]:
         self._base.materialise()
         return [
-            Fragment(name, 0, m.flatten(), *(self._base.state[m][k].flatten() for k in ("exp_avg", "exp_avg_sq")))
+            Fragment(
+                name, 0, m.flatten(), *(self._base.state[m][k].flatten() for k in ("exp_avg", "exp_avg_sq"))
+            )
             for name, m in self._masters.items()
         ]
 

@@ -1,8 +1,8 @@
 """ZeRO-1 by DeepSpeed, without hooks: its BF16_Optimizer under a schedule of our own.
 
-DeepSpeed owns the flat buffers: low-precision weights, FP32 gradients (``weight.main_grad`` are views of them), the FP32
-master shard and its moments. What this subclass changes: each group is reduced by a true reduce-scatter over its own
-replicas (stock DeepSpeed all-reduces), and one norm spans all shards of the job, so stages may differ in what they hold.
+DeepSpeed owns the flat buffers: low-precision weights, FP32 gradients (``weight.main_grad`` are views of them), the
+FP32 master shard and its moments. What this subclass changes: each group is reduced by a true reduce-scatter over its
+own replicas (stock DeepSpeed all-reduces), and one norm spans all shards of the job, so stages may differ.
 Relies on BF16_Optimizer's fields as they are in deepspeed 0.17 to 0.19; tests hold it to ``replicated``.
 """
 
@@ -56,7 +56,9 @@ class _HookFree(BF16_Optimizer):
         self.real_dp_process_group = list(self._replicas)
         self.has_moe_layers = False
 
-    def get_grads_for_norm(self, for_clipping: bool = False) -> list[Tensor] | tuple[list[Tensor], dict[str, Tensor]]:
+    def get_grads_for_norm(
+        self, for_clipping: bool = False
+    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Tensor]]:
         shards: list[Tensor] = self.fp32_groups_gradient_flat_partition
         return shards if for_clipping else (shards, {})
 
@@ -84,7 +86,10 @@ class Zero1:
     def reduce(self) -> None:
         inner = self._inner
         for group, flat, shard in zip(
-            self._groups, inner.fp32_groups_gradients_flat, inner.fp32_groups_gradient_flat_partition, strict=True
+            self._groups,
+            inner.fp32_groups_gradients_flat,
+            inner.fp32_groups_gradient_flat_partition,
+            strict=True,
         ):
             if dist.get_world_size(group.replicas) > 1:
                 total = torch.empty_like(shard)

@@ -54,7 +54,9 @@ def make_mesh(
         ranks=pipeline,
         me=layout.pp_rank(rank),
     )
-    expert_group = ExpertGroup(_group(layout.expert_group(rank)), layout.ep_rank(rank), layout.ep, check_splits)
+    expert_group = ExpertGroup(
+        _group(layout.expert_group(rank)), layout.ep_rank(rank), layout.ep, check_splits
+    )
 
     mine = placement.stages_of(layout.pp_rank(rank))
     # Slots, not stages: every rank makes as many groups, and a mirrored pair's two stages share theirs.

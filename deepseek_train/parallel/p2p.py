@@ -46,7 +46,9 @@ class Links:
         assert work is not None
         queue.append((work, tensor))
 
-    def receive(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, source: int) -> Arriving:
+    def receive(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, source: int
+    ) -> Arriving:
         """Posts the receive of the next tensor on the link from pipeline rank ``source``."""
         group = self._down if source < self.me else self._up
         buffer = torch.empty(shape, dtype=dtype, device=device)

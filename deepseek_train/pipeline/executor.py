@@ -8,7 +8,7 @@ Legend: B sequences, T positions, D hidden, E experts.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from deepseek_train.spec.stages import StageSpec
 
 
 class PipelineStage(Protocol):
-    """What the executor asks of a stage: its phases, from a ``MicroBatch`` (first stage) or ``Hidden`` to ``Hidden``."""
+    """What the executor asks of a stage: phases from a ``MicroBatch`` (first stage) or ``Hidden`` to ``Hidden``."""
 
     @property
     def spec(self) -> StageSpec: ...
@@ -111,9 +111,9 @@ class Executor:
                 case Action() | Pair():
                     halves = (instruction,) if isinstance(instruction, Action) else _halves(instruction)
                     for action in halves:
-                        message = input_of(prepared.placement, action)
-                        if message is not None and message in arriving:
-                            run.mail[message] = arriving.pop(message).wait()
+                        needed = input_of(prepared.placement, action)
+                        if needed is not None and needed in arriving:
+                            run.mail[needed] = arriving.pop(needed).wait()
                         if trace is None:
                             run.do(action)
                         else:
@@ -166,15 +166,15 @@ class _Pass:
 
     def _forward(self, action: Action) -> None:
         stage = self._stages[action.stage]
-        value = self._entering(action, stage.spec)
+        value: Any = self._entering(action, stage.spec)
         if self._scales is None:
             with torch.no_grad():
                 hidden: Hidden = fold(stage.phases, value)
         else:
             tape = Tape()
-            hidden = value
             for phase in stage.phases:
-                hidden = tape.run(phase, hidden)
+                value = tape.run(phase, value)
+            hidden = value
             self._in_flight[action.stage, action.microbatch] = tape, hidden.ledger
         self.ran.note(action.microbatch, hidden.ledger)
         message = output_of(self._placement, action)

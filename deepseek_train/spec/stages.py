@@ -26,10 +26,9 @@ class StageSpec:
 def split_layers(m: ModelConfig, num_stages: int) -> tuple[StageSpec, ...]:
     """Contiguous, as even as can be; an MTP module counts as one layer of the last stage, longer stages come first.
     Every stage holds at least one layer (num_layers >= num_stages)."""
-    units = m.num_layers + m.mtp_depth
-    sizes = [units // num_stages + (s < units % num_stages) for s in range(num_stages)]
-    sizes[-1] = max(1, sizes[-1] - m.mtp_depth)
-    sizes[0] += m.num_layers - sum(sizes)
+    last = max(1, (m.num_layers + m.mtp_depth) // num_stages - m.mtp_depth)
+    rest, others = m.num_layers - last, num_stages - 1
+    sizes = [rest // others + (s < rest % others) for s in range(others)] + [last]
     starts = [sum(sizes[:s]) for s in range(num_stages + 1)]
     return tuple(
         StageSpec(

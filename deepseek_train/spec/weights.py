@@ -51,8 +51,8 @@ class WeightSpec:
         return prod(self.shape)
 
 
-def _whole(name: str, shape: tuple[int, ...], hf: str, **kind: bool) -> WeightSpec:
-    return WeightSpec(name, shape, (HfSlice(hf, 0, shape[0]),), **kind)
+def _whole(name: str, shape: tuple[int, ...], hf: str) -> WeightSpec:
+    return WeightSpec(name, shape, (HfSlice(hf, 0, shape[0]),))
 
 
 def _gain(name: str, size: int, hf: str) -> WeightSpec:
@@ -98,7 +98,9 @@ def _block(m: ModelConfig, name: str, hf: str, *, dense: bool) -> Iterator[Weigh
     one = f"{hf}.mlp.experts.{{expert}}"
     gate_up = HfSlice(f"{one}.gate_proj.weight", 0, f), HfSlice(f"{one}.up_proj.weight", f, 2 * f)
     yield WeightSpec(f"{name}.experts.gate_up", (e, 2 * f, d), gate_up, expert=True)
-    yield WeightSpec(f"{name}.experts.down", (e, d, f), (HfSlice(f"{one}.down_proj.weight", 0, d),), expert=True)
+    yield WeightSpec(
+        f"{name}.experts.down", (e, d, f), (HfSlice(f"{one}.down_proj.weight", 0, d),), expert=True
+    )
 
 
 def embedding(m: ModelConfig) -> tuple[WeightSpec, ...]:
@@ -119,8 +121,8 @@ def head(m: ModelConfig) -> tuple[WeightSpec, ...]:
 
 
 def mtp(m: ModelConfig, depth: int) -> tuple[WeightSpec, ...]:
-    """What is unique to the MTP module of depth ``depth`` (0 is the first). Its embedding and head are the main model's;
-    its position among the published layers is num_layers + depth."""
+    """What is unique to the MTP module of depth ``depth`` (0 is the first). Its embedding and head are the main
+    model's; its position among the published layers is num_layers + depth."""
     name, hf, d = f"mtp.{depth}", f"model.layers.{m.num_layers + depth}", m.hidden_size
     return (
         _gain(f"{name}.embed_norm", d, f"{hf}.enorm.weight"),

@@ -96,9 +96,7 @@ def _sample(job: Job, observer: Observer) -> Sample | None:
         return None
     tokenizer = load_tokenizer(str(Path(config.data.path) / "tokenizer.json"))
     prompt = tokenizer.encode(config.train.sample_prompt)
-    ids = continuation(
-        job, prompt, config.train.sample_tokens, temperature=0.6, stop=tokenizer.special.eos
-    )
+    ids = continuation(job, prompt, config.train.sample_tokens, temperature=0.6, stop=tokenizer.special.eos)
     sample = Sample(config.train.sample_prompt, tokenizer.decode(ids))
     observer.say(f"sample: {sample.prompt}⟶{sample.continuation}")
     return sample

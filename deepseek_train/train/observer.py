@@ -34,7 +34,9 @@ class Observer:
         if self.speaks:
             print(text, flush=True)
 
-    def report(self, progress: Progress, timeline: tuple[int, Timeline] | None, sample: Sample | None) -> None:
+    def report(
+        self, progress: Progress, timeline: tuple[int, Timeline] | None, sample: Sample | None
+    ) -> None:
         """Writes report.md from what metrics.jsonl holds."""
         if not self.speaks:
             return
@@ -60,7 +62,12 @@ class Observer:
 
 
 def open_observer(
-    config: RunConfig, layout: ParallelLayout, rank: int, folder: Path, progress: Progress, wandb_id: str | None
+    config: RunConfig,
+    layout: ParallelLayout,
+    rank: int,
+    folder: Path,
+    progress: Progress,
+    wandb_id: str | None,
 ) -> Observer:
     """On rank 0: console, metrics.jsonl and, if asked for, wandb, going on after ``progress``."""
     if rank != 0:
@@ -96,7 +103,9 @@ def steps_to(config: RunConfig, layout: ParallelLayout, tokens: int) -> int:
     while tokens < config.train.total_tokens:
         # The batch size changes slowly: leap over stretches of equal steps instead of walking 10^5 of them.
         step_tokens = microbatches_for(config, layout, tokens) * sequence
-        ends = [s.until for s in config.optim.batch_size.segments if s.until > tokens and s.shape != "constant"]
+        ends = [
+            s.until for s in config.optim.batch_size.segments if s.until > tokens and s.shape != "constant"
+        ]
         leap = 1 if ends else -(-(config.train.total_tokens - tokens) // step_tokens)
         tokens += leap * step_tokens
         steps += leap

@@ -68,8 +68,8 @@ def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
         if not microbatches_for(config, layout, tokens):
             needed = next(m for m in count(1) if not schedule_problems(config.schedule.name, layout.pp, m))
             what = (
-                f"the batch at {tokens} tokens is too small for {config.schedule.name}: {layout.pp} pipeline ranks need "
-                f"{needed} micro-batches of {config.train.microbatch_size} sequences on each of {layout.dp} "
+                f"the batch at {tokens} tokens is too small for {config.schedule.name}: {layout.pp} pipeline ranks "
+                f"need {needed} micro-batches of {config.train.microbatch_size} sequences on each of {layout.dp} "
                 "data-parallel ranks"
             )
             mend = f"Use at least {needed * unit} sequences, or a smaller train.microbatch_size."
@@ -89,7 +89,9 @@ def _folder(config: RunConfig) -> list[Problem]:
     saved = folder / CONFIG_FILE
     if not (folder / CHECKPOINTS).is_dir() or not saved.is_file():
         if config.resume == "must":
-            return [Problem("resume", f"{folder} holds no checkpoint", "Use resume=auto, or another run_dir.")]
+            return [
+                Problem("resume", f"{folder} holds no checkpoint", "Use resume=auto, or another run_dir.")
+            ]
         return []
     before: dict[str, Any] = yaml.safe_load(saved.read_text())
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))

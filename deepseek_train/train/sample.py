@@ -13,7 +13,9 @@ from deepseek_train.train.build import Job
 
 
 @torch.no_grad()
-def continuation(job: Job, prompt_ids: list[int], num_tokens: int, *, temperature: float, stop: int) -> list[int]:
+def continuation(
+    job: Job, prompt_ids: list[int], num_tokens: int, *, temperature: float, stop: int
+) -> list[int]:
     """New token ids after ``prompt_ids`` (collective, the same on every rank); ends early at token ``stop``."""
     length = job.config.data.sequence_length
     generator = torch.Generator().manual_seed(job.config.seed)

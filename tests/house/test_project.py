@@ -73,7 +73,9 @@ def test_make_targets_named_in_documents_exist(path: Path) -> None:
 
 
 def test_make_help_lists_every_target() -> None:
-    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert {line.split()[0] for line in printed.splitlines() if line[0].islower()} == make_targets()
 
 
@@ -94,3 +96,27 @@ def test_the_makefile_and_the_lock_agree_on_torch() -> None:
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_pytest_ignores_no_test(request: pytest.FixtureRequest) -> None:
+    ignored = request.config.hook.pytest_ignore_collect
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [path for path in folders if ignored(collection_path=path, config=request.config)] == []
+
+
+def test_git_ignores_no_source() -> None:
+    """``dist/`` in .gitignore once swallowed ``tests/dist/``."""
+    command = [
+        "git",
+        "ls-files",
+        "--others",
+        "--ignored",
+        "--exclude-standard",
+        "deepseek_train",
+        "tests",
+        "configs",
+    ]
+    listed = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    assert [path for path in listed if path.endswith((".py", ".yaml"))] == []
