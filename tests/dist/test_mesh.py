@@ -171,6 +171,22 @@ def test_links_carry_both_directions_in_order() -> None:
     run_ranks(talk_both_ways, 3)
 
 
+def post_first(rank: int, world_size: int) -> None:
+    """Receives are posted before anything is sent: what a window of 0 says."""
+    links = links_of(rank, world_size)
+    arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 1 - rank) for _ in range(3)]
+    dist.barrier()
+    for number in range(3):
+        links.send(message(rank, number), 1 - rank, window=0)
+    for number, one in enumerate(arriving):
+        assert torch.equal(one.wait(), message(1 - rank, number))
+    links.drain()
+
+
+def test_a_window_of_none_sends_one_by_one() -> None:
+    run_ranks(post_first, 2)
+
+
 def keep_waiting(rank: int, world_size: int, folder: Path) -> None:
     """A window of two, four messages, and a receiver that is late; files say how far each side has come."""
     links = links_of(rank, world_size)

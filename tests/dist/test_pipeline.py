@@ -33,6 +33,7 @@ CASES = [
     ),
     Case("dualpipe", 2, layers=4, mtp=0, microbatches=6),  # even stages, a steady state in the middle
     Case("1f1b", 4, layers=4, mtp=2, microbatches=3),  # fewer micro-batches than ranks
+    Case("1f1b", 4, layers=4, mtp=0, microbatches=1),
     Case("dualpipe", 2, dp=4, ep=2, layers=3, microbatches=4),  # experts are replicated too
 ]
 WORLDS = sorted({case.layout.world for case in CASES})
