@@ -10,6 +10,6 @@ if importlib.util.find_spec("deepseek_train_configs") is None:
     configs.__path__ = [str(Path(__file__).parents[2] / "configs")]
     sys.modules[configs.__name__] = configs
 
-from deepseek_train.cli.compose import compose_config  # noqa: E402
+from deepseek_train.cli.compose import compose_config
 
 __all__ = ["compose_config"]

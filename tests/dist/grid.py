@@ -209,5 +209,6 @@ class Plain:
     @torch.no_grad()
     def evaluate(self, step: int = 0) -> dict[tuple[int, int], Hidden]:
         return {
-            (d, m): fold(self.stage.phases, batch(self.case.model, d, m, step)) for d, m in self.microbatches()
+            (d, m): fold(self.stage.phases, batch(self.case.model, d, m, step))
+            for d, m in self.microbatches()
         }

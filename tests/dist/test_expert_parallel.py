@@ -1,6 +1,7 @@
 """Dispatch and combine against a loop over tokens and their experts, forward and backward, in FP64.
 
-Legend: N local tokens, K experts per token, P expert-parallel ranks, R received rows, A assignments, D hidden, E experts.
+Legend: N local tokens, K experts per token, P expert-parallel ranks, R received rows, A assignments, D hidden,
+E experts.
 """
 
 from dataclasses import dataclass, replace
@@ -92,14 +93,11 @@ def run_scenario(tokens: Tokens, experts_EDD: Tensor, group: ExpertGroup) -> Res
     plan = make_plan(tokens.ids_NK, E, group)
     sent = dispatch(x_ND, weights_NK, plan, group)
     x_AD, weights_A = expand(sent)
-    rows = zip(x_AD.split(list(plan.rows_E)), mine, strict=True)
+    rows = zip(torch.split(x_AD, list(plan.rows_E)), mine, strict=True)
     y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
     y_ND = combine(reduce(y_AD, plan), plan, group)
-    y_ND.backward(tokens.dy_ND)
-    assert x_ND.grad is not None
-    assert weights_NK.grad is not None
-    assert mine.grad is not None
-    return Result(y_ND.detach(), x_ND.grad, weights_NK.grad, mine.grad, sent.x_RD.detach(), plan)
+    gradients = torch.autograd.grad(y_ND, (x_ND, weights_NK, mine), tokens.dy_ND)
+    return Result(y_ND.detach(), *gradients, sent.x_RD.detach(), plan)
 
 
 def by_the_token(one: Scenario) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
@@ -113,7 +111,7 @@ def by_the_token(one: Scenario) -> tuple[list[Tensor], list[Tensor], list[Tensor
             sum(w * torch.tanh(x @ experts[e]) for w, e in zip(w_K, ids_K.tolist(), strict=True))
             for x, w_K, ids_K in zip(x_ND, weights_NK, t.ids_NK, strict=True)
         ]
-        ys.append(torch.stack(y_N) if y_N else x_ND * 0.0)  # type: ignore[arg-type]
+        ys.append(torch.stack(y_N) if y_N else x_ND * 0.0)
     products = [(y * t.dy_ND).sum() for y, t in zip(ys, one.tokens_P, strict=True)]
     inputs = [experts, *xs, *weights]
     grads = torch.autograd.grad(torch.stack(products).sum(), inputs, allow_unused=True)
@@ -123,7 +121,9 @@ def by_the_token(one: Scenario) -> tuple[list[Tensor], list[Tensor], list[Tensor
 
 
 def near(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool(((found - wanted).abs() <= 1e-12 * (1.0 + wanted.abs())).all())
+    return found.shape == wanted.shape and bool(
+        ((found - wanted).abs() <= 1e-12 * (1.0 + wanted.abs())).all()
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -108,11 +108,12 @@ def test_groups_are_those_of_the_definition(case: Case, seen: dict[Case, list[Se
         check_group(mesh.expert, lambda r, me=rank: r // case.ep == me // case.ep)  # type: ignore[misc]
         stages = [s for s in range(case.pp) if holds(rank, s)]
         assert list(mesh.dense) == list(mesh.experts) == stages
+        share = expert_rank(rank)
         for stage in stages:
             check_group(mesh.dense[stage], lambda r, s=stage: holds(r, s))  # type: ignore[misc]
             check_group(
                 mesh.experts[stage],
-                lambda r, s=stage, e=expert_rank(rank): holds(r, s) and expert_rank(r) == e,  # type: ignore[misc]
+                lambda r, s=stage, e=share: holds(r, s) and expert_rank(r) == e,  # type: ignore[misc]
             )
         if any(holds(rank, s) for s in embedding_stages):
             assert mesh.embedding is not None

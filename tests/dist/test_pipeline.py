@@ -26,7 +26,10 @@ from tests.harness import run_ranks
 
 # Five layers, with or without an MTP module, are uneven on 2 stages and on 4. EP2 on DP2: micro-batches differ.
 CASES = [
-    *(Case("1f1b", pp, dp=ep, ep=ep, mtp=mtp, microbatches=4) for pp, ep, mtp in product((1, 2, 4), (1, 2), (0, 1))),
+    *(
+        Case("1f1b", pp, dp=ep, ep=ep, mtp=mtp, microbatches=4)
+        for pp, ep, mtp in product((1, 2, 4), (1, 2), (0, 1))
+    ),
     *(
         Case("dualpipe", pp, dp=ep, ep=ep, mtp=mtp, microbatches=2 * pp)
         for pp, ep, mtp in product((2, 4), (1, 2), (0, 1))
@@ -89,7 +92,7 @@ class CountedTape(Tape):
 
 
 def run_cases(rank: int, _world_size: int, cases: list[Case]) -> list[RankSaw]:
-    executor.Tape = CountedTape  # type: ignore[misc]  # this process is forked for this function alone
+    setattr(executor, "Tape", CountedTape)  # noqa: B010  (this process is forked for this function alone)
     return [run_case(rank, case) for case in cases]
 
 
@@ -144,7 +147,9 @@ def losses_of(ran: Ran) -> Losses:
 def results_of(*passes: Ran) -> list[tuple[str, Tensor]]:
     named = []
     for ran in passes:
-        named += [(f"main {m}", t) for m, t in ran.main.items()] + [(f"mtp {m}", t) for m, t in ran.mtp.items()]
+        named += [(f"main {m}", t) for m, t in ran.main.items()] + [
+            (f"mtp {m}", t) for m, t in ran.mtp.items()
+        ]
         named += [("balance", t) for t in ran.balance]
         named += [(f"load {layer}", t) for layer, t in ran.loads.items()]
     return named
@@ -243,7 +248,9 @@ def test_loads_count_every_token_of_every_layer(case: Case, outcomes: Outcomes) 
     for r in ranks:
         for layer, tokens_E in r.loads.items():
             total[layer] = total.get(layer, torch.zeros_like(tokens_E)) + tokens_E
-    assert {layer: t.tolist() for layer, t in total.items()} == {k: t.tolist() for k, t in plain.loads.items()}
+    assert {layer: t.tolist() for layer, t in total.items()} == {
+        k: t.tolist() for k, t in plain.loads.items()
+    }
 
 
 @every_case

@@ -111,7 +111,8 @@ def train_plainly(_rank: int, _world_size: int) -> tuple[dict[str, Tensor], dict
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
-    return run_ranks(train_plainly, 1)[0]
+    (found,) = run_ranks(train_plainly, 1)
+    return found  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("kind", [Zero1, Replicated])
@@ -254,7 +255,7 @@ def reductions(rank: int, _world_size: int) -> None:
         called.append((where["group"], tensor.numel()))
         return reduce_scatter(output, tensor, **where)
 
-    dist.reduce_scatter_tensor = counted  # this process is forked for this function alone
+    setattr(dist, "reduce_scatter_tensor", counted)  # noqa: B010  (this process is forked for this function alone)
     optimizer.reduce()
     assert [group for group, _ in called] == [g.replicas for g in groups]
     for (_, elements), group in zip(called, groups, strict=True):
