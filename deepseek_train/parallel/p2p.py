@@ -38,7 +38,7 @@ class Links:
         """Starts sending to pipeline rank ``target`` and keeps ``tensor`` alive until it has left. With ``window``
         sends already under way on the link, waits for the oldest first (``schedule.lower.sends_in_flight``)."""
         queue = self._sending.setdefault(target, deque())
-        while len(queue) >= window:
+        while queue and len(queue) >= window:  # a window of 0: the receive is sure to have been posted
             queue.popleft()[0].wait()
         group = self._down if target > self.me else self._up
         tensor = tensor.contiguous()

@@ -1,0 +1,214 @@
+"""A small model on any grid of ranks, and the same model in one process, plainly folded: what the grids are held to.
+
+Legend: B sequences, T positions, D hidden, M MTP modules.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepseek_train.config.schema import ModelConfig
+from deepseek_train.model.context import ModelContext
+from deepseek_train.model.init import init_stage
+from deepseek_train.model.stage import Stage
+from deepseek_train.optim.groups import WeightGroup
+from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
+from deepseek_train.phases.phase import fold
+from deepseek_train.phases.tape import Tape
+from deepseek_train.phases.values import Hidden, MicroBatch
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads
+from deepseek_train.pipeline.executor import Boundary, Executor, LossScales, PreparedSchedule
+from deepseek_train.schedule.action import Placement
+from deepseek_train.schedule.catalog import make_schedule, placement_of
+from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.spec.stages import split_layers, stage_weights
+from deepseek_train.spec.weights import WeightSpec, all_weights
+
+BATCH, LENGTH = 2, 8  # B, T
+MODEL = ModelConfig(
+    name="grid",
+    vocab_size=64,
+    hidden_size=32,
+    num_layers=5,
+    num_dense_layers=1,
+    num_heads=2,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=8,
+    q_lora_rank=16,
+    kv_lora_rank=8,
+    dense_ffn_size=48,
+    num_routed_experts=8,
+    num_shared_experts=1,
+    expert_ffn_size=16,
+    experts_per_token=4,
+    num_expert_groups=4,
+    expert_groups_per_token=2,
+    routed_scale=2.5,
+    mtp_depth=1,
+    init_std=0.1,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model on a grid of ranks. ``microbatches`` of each data-parallel rank."""
+
+    schedule: str
+    pp: int
+    dp: int = 1
+    ep: int = 1
+    layers: int = 5
+    mtp: int = 1
+    microbatches: int = 8
+
+    def __str__(self) -> str:
+        names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
+        return f"{names}-layers{self.layers}mtp{self.mtp}-m{self.microbatches}"
+
+    @property
+    def layout(self) -> ParallelLayout:
+        return ParallelLayout(self.pp, self.dp, self.ep)
+
+    @property
+    def model(self) -> ModelConfig:
+        return replace(MODEL, num_layers=self.layers, mtp_depth=self.mtp)
+
+    @property
+    def placement(self) -> Placement:
+        return placement_of(self.schedule, self.pp, self.microbatches)
+
+    @property
+    def scales(self) -> LossScales:
+        """Every loss counts, the balance loss far more than in training."""
+        total = self.microbatches * self.dp
+        return LossScales(1.0 / total, 0.3 / total, 0.1 / total)
+
+
+def batch(m: ModelConfig, dp_rank: int, microbatch: int, step: int = 0) -> MicroBatch:
+    """Micro-batch ``microbatch`` of ``dp_rank``: the same wherever it is asked for."""
+    generator = torch.Generator().manual_seed((step * 100 + dp_rank) * 1000 + microbatch)
+    return MicroBatch(torch.randint(0, m.vocab_size, (BATCH, LENGTH + 1 + m.mtp_depth), generator=generator))
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """One rank's part of a case."""
+
+    case: Case
+    mesh: ParallelMesh
+    stages: dict[int, Stage]
+    queue: WeightGradQueue
+    executor: Executor
+
+    def weights(self) -> dict[str, tuple[WeightSpec, Weight, ReplicaGroup]]:
+        """Each trained weight of this rank once, with the ranks that hold the same copy."""
+        found = {}
+        for index, stage in self.stages.items():
+            tensors = stage.weights()
+            for spec in stage_weights(self.case.model, stage.spec):
+                if spec.trained:
+                    replicas = (self.mesh.experts if spec.expert else self.mesh.dense)[index]
+                    if spec.name == "embed":
+                        assert self.mesh.embedding is not None
+                        replicas = self.mesh.embedding
+                    found[spec.name] = (spec, tensors[spec.name], replicas)
+        return found
+
+    def groups(self, weight_decay: float) -> list[WeightGroup]:
+        """The optimizer's groups, as in ``train.build``: the same order on all ranks that share replicas."""
+        found: dict[tuple[object, ...], list[tuple[WeightSpec, Weight, ReplicaGroup]]] = {}
+        for spec, weight, replicas in self.weights().values():
+            found.setdefault((replicas.ranks, spec.expert, spec.decayed), []).append((spec, weight, replicas))
+        return [
+            WeightGroup(
+                {spec.name: weight for spec, weight, _ in members},
+                members[0][2].group,
+                weight_decay if members[0][0].decayed else 0.0,
+            )
+            for members in found.values()
+        ]
+
+    def prepared(self) -> PreparedSchedule:
+        schedule = make_schedule(self.case.schedule, self.case.pp, self.case.microbatches)
+        return PreparedSchedule(schedule, self.mesh.pp_rank)
+
+    def batch_of(self, step: int = 0) -> Callable[[int], MicroBatch]:
+        return lambda microbatch: batch(self.case.model, self.mesh.dp_rank, microbatch, step)
+
+    def own_rows(self, whole: Tensor, spec: WeightSpec) -> Tensor:
+        """This rank's part of a whole weight: all of it, or its experts."""
+        return whole.chunk(self.case.ep)[self.mesh.expert_group.rank] if spec.expert else whole
+
+
+def on_grid(case: Case, rank: int, dtype: torch.dtype) -> OnGrid:
+    """Builds ``rank``'s part (collective). The caller gives weights their ``main_grad``."""
+    placement, m = case.placement, case.model
+    specs = split_layers(m, placement.num_stages)
+    embeds = tuple(spec.index for spec in specs if spec.embeds)
+    mesh = make_mesh(case.layout, placement, rank, embeds=embeds, check_splits=True)
+    queue = WeightGradQueue()
+    context = ModelContext(m, queue, experts=mesh.expert_group, dtype=dtype)
+    stages: dict[int, Stage] = {}
+    embedding: Weight | None = None
+    for index in placement.stages_of(mesh.pp_rank):
+        stage = Stage(context, specs[index], LENGTH, embedding)
+        embedding = stage.embed if specs[index].embeds else embedding
+        init_stage(stage, m, seed=0)
+        stages[index] = stage
+    boundary = Boundary((BATCH, LENGTH, m.hidden_size), dtype, torch.device("cpu"))
+    return OnGrid(case, mesh, stages, queue, Executor(stages, mesh.links, queue, boundary))
+
+
+def sum_gradients(grid: OnGrid) -> dict[str, Tensor]:
+    """``main_grad`` summed over replicas (collective)."""
+    summed = {}
+    for name, (_, weight, replicas) in grid.weights().items():
+        dist.all_reduce(weight.main_grad, group=replicas.group)
+        summed[name] = weight.main_grad
+    return summed
+
+
+class Plain:
+    """The whole model in one process; micro-batches one after another, no schedule, no links, no executor."""
+
+    def __init__(self, case: Case, dtype: torch.dtype, grads: torch.dtype) -> None:
+        self.case, self.queue = case, WeightGradQueue()
+        (spec,) = split_layers(case.model, 1)
+        self.stage = Stage(ModelContext(case.model, self.queue, dtype=dtype), spec, LENGTH)
+        init_stage(self.stage, case.model, seed=0)
+        self.weights = self.stage.weights()
+        self.specs = {spec.name: spec for spec in all_weights(case.model)}
+        allocate_main_grads(list(self.weights.values()), grads)
+
+    def microbatches(self) -> Iterator[tuple[int, int]]:
+        """(data-parallel rank, micro-batch) of the whole global batch."""
+        return ((d, m) for d in range(self.case.dp) for m in range(self.case.microbatches))
+
+    def train(self, step: int = 0) -> dict[tuple[int, int], Hidden]:
+        """Forward and backward of a global batch; gradients are added to ``main_grad``."""
+        return {(d, m): self._one(batch(self.case.model, d, m, step)) for d, m in self.microbatches()}
+
+    def _one(self, batch: MicroBatch) -> Hidden:
+        tape, scales = Tape(), self.case.scales
+        value: MicroBatch | Hidden = batch
+        for phase in self.stage.phases:
+            value = tape.run(phase, value)
+        assert isinstance(value, Hidden)
+        ledger = value.ledger
+        losses = ((ledger.main, scales.main), (ledger.mtp, scales.mtp), (ledger.balance, scales.balance))
+        tape.seed([None, *(torch.full_like(loss, scale) for loss, scale in losses if loss is not None)])
+        while len(tape):
+            tape.backward()
+        self.queue.run_open()
+        return value
+
+    @torch.no_grad()
+    def evaluate(self, step: int = 0) -> dict[tuple[int, int], Hidden]:
+        return {
+            (d, m): fold(self.stage.phases, batch(self.case.model, d, m, step))
+            for d, m in self.microbatches()
+        }

@@ -1,0 +1,247 @@
+"""A training step as the command runs it: losses on any layout, loads, balance biases, evaluation, skipped steps."""
+
+import random
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from deepseek_train.config.schema import RunConfig
+from deepseek_train.data.prepare import prepare
+from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
+from deepseek_train.parallel.rendezvous import Place
+from deepseek_train.schedule.catalog import make_schedule
+from deepseek_train.schedule.dataflow import actions_of
+from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.build import Job, build
+from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.state import Progress
+from deepseek_train.train.step import evaluate, train_step
+from tests.dist.composed import compose_config
+from tests.harness import run_ranks
+
+WORLD, STEPS, BATCH, LENGTH = 4, 3, 16, 32
+LAYOUTS = {  # all of four ranks
+    "pp2 dp2 ep2": ["parallel.pp=2", "parallel.dp=2", "parallel.ep=2"],
+    "dp4 ep4": ["parallel.pp=1", "parallel.dp=4", "parallel.ep=4", "schedule=1f1b"],
+    "pp4": ["parallel.pp=4", "parallel.dp=1", "parallel.ep=1"],
+}
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_heads=2",
+    "model.qk_nope_head_dim=8",
+    "model.qk_rope_head_dim=4",
+    "model.v_head_dim=8",
+    "model.q_lora_rank=16",
+    "model.kv_lora_rank=16",
+    "model.dense_ffn_size=64",
+    "model.num_routed_experts=8",
+    "model.expert_ffn_size=16",
+    "model.init_std=0.1",
+    f"data.sequence_length={LENGTH}",
+    "data.validation_percent=20",
+    "optim.lr.start=1e-3",
+    "optim.lr.segments=[]",
+    "optim.balance_speed.segments=[]",
+    # Adam divides by sqrt(v) + eps: gradients that are nothing but rounding would move weights by all of lr.
+    "optim.eps=1e-6",
+    f"optim.batch_size.start={BATCH}",
+    "train.microbatch_size=2",
+    "train.eval_microbatches=2",
+    "parallel.check_splits=true",
+    "cluster.device=cpu",
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one rank saw of three steps and two evaluations."""
+
+    steps: list[StepMetrics]
+    progress: Progress
+    evaluations: list[EvalMetrics]
+    biases: dict[int, torch.Tensor]  # by layer
+    pp_rank: int
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
+    """The three layouts over one prepared text."""
+    folder = tmp_path_factory.mktemp("train_step")
+    (folder / "text").mkdir()
+    dice = random.Random(0)
+    for number in range(40):
+        lines = (f"value_{dice.randrange(50)} = {dice.randrange(1000)} + {number}" for _ in range(40))
+        (folder / "text" / f"{number}.py").write_text("\n".join(lines))
+    paths = [f"data.path={folder / 'tokens'}", f"data.source={folder / 'text'}", f"run_dir={folder / 'run'}"]
+    found = {name: compose_config([*SMALL, *layout, *paths]) for name, layout in LAYOUTS.items()}
+    for config in found.values():
+        prepare(config.data, config.model.vocab_size)
+        assert preflight(config, WORLD) == []
+    return found
+
+
+def job_of(config: RunConfig, rank: int) -> Job:
+    place = Place(rank, WORLD, rank, WORLD, torch.device("cpu"))
+    return build(config, resolve_layout(config, WORLD), place)
+
+
+def train_three_steps(rank: int, _world_size: int, config: RunConfig) -> Run:
+    job, progress, steps = job_of(config, rank), Progress(), []
+    for number in range(STEPS):
+        progress, metrics = train_step(job, progress, traced=number == 1)
+        steps.append(metrics)
+    evaluations = [evaluate(job, progress) for _ in range(2)]
+    biases = {layer: bias.clone() for layer, bias in job.router_biases()}
+    return Run(steps, progress, evaluations, biases, job.mesh.pp_rank)
+
+
+@pytest.fixture(scope="module")
+def runs(configs: dict[str, RunConfig]) -> dict[str, list[Run]]:
+    return {name: run_ranks(train_three_steps, WORLD, config) for name, config in configs.items()}
+
+
+def but_times(metrics: StepMetrics) -> StepMetrics:
+    """What all ranks agree on."""
+    return replace(metrics, step_seconds=0.0, tokens_per_second=0.0, timeline=None)
+
+
+def test_a_layout_changes_nothing_but_the_last_digits(runs: dict[str, list[Run]]) -> None:
+    first, *others = (ranks[0] for ranks in runs.values())
+    assert len({m.loss for m in first.steps}) == STEPS
+    assert first.steps[-1].loss < first.steps[0].loss
+    for other in others:
+        for a, b in zip(first.steps, other.steps, strict=True):
+            assert b.loss == pytest.approx(a.loss, rel=1e-6)
+            assert b.mtp_loss == pytest.approx(a.mtp_loss, rel=1e-6)
+            assert b.balance_loss == pytest.approx(a.balance_loss, rel=1e-6)
+            assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-5)
+            assert (a.step, a.tokens, a.lr, a.batch_size) == (b.step, b.tokens, b.lr, b.batch_size)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_ranks_report_the_same(layout: str, runs: dict[str, list[Run]]) -> None:
+    first, *others = runs[layout]
+    for other in others:
+        assert [but_times(m) for m in other.steps] == [but_times(m) for m in first.steps]
+        assert other.evaluations == first.evaluations
+        assert replace(other.progress, wall_seconds=0.0) == replace(first.progress, wall_seconds=0.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_progress_counts_what_was_consumed(layout: str, runs: dict[str, list[Run]]) -> None:
+    run = runs[layout][0]
+    assert run.progress.step == STEPS
+    assert run.progress.cursor.consumed_sequences == STEPS * BATCH
+    assert run.progress.tokens == STEPS * BATCH * LENGTH
+    assert [m.tokens for m in run.steps] == [(n + 1) * BATCH * LENGTH for n in range(STEPS)]
+    assert not any(m.skipped for m in run.steps)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_expert_loads_count_every_token_of_every_moe_layer(
+    layout: str, runs: dict[str, list[Run]], configs: dict[str, RunConfig]
+) -> None:
+    m = configs[layout].model
+    moe_layers = set(range(m.num_dense_layers, m.num_layers + m.mtp_depth))
+    for metrics in runs[layout][0].steps:
+        assert metrics.expert_load.keys() == moe_layers
+        for load_E in metrics.expert_load.values():
+            assert len(load_E) == m.num_routed_experts
+            assert sum(load_E) == BATCH * LENGTH * m.experts_per_token
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_router_biases_agree_wherever_they_are_held(
+    layout: str, runs: dict[str, list[Run]], configs: dict[str, RunConfig]
+) -> None:
+    """Bit for bit: on mirrored pipeline ranks, on data-parallel ranks, and with the sign rule applied by hand."""
+    config, run = configs[layout], runs[layout][0]
+    seen = set()
+    for rank in runs[layout]:
+        for layer, bias_E in rank.biases.items():
+            wanted_E = torch.zeros_like(bias_E)
+            for metrics in run.steps:
+                load_E = torch.tensor(metrics.expert_load[layer], dtype=torch.float32)
+                wanted_E += config.optim.balance_speed.start * torch.sign(load_E.mean() - load_E)
+            assert torch.equal(bias_E, wanted_E)
+            assert bias_E.any()
+            seen.add(layer)
+    assert seen == run.steps[0].expert_load.keys()
+
+
+def test_evaluation_repeats(runs: dict[str, list[Run]], configs: dict[str, RunConfig]) -> None:
+    for ranks in runs.values():
+        once, again = ranks[0].evaluations
+        assert once == again
+        assert 0 < once.loss < 2 * torch.tensor(4096.0).log()
+    dp = {name: resolve_layout(config, WORLD).dp for name, config in configs.items()}
+    for name, ranks in runs.items():
+        assert ranks[0].evaluations[0].num_tokens == 2 * dp[name] * 2 * LENGTH
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_traced_step_has_the_schedules_timeline(
+    layout: str, runs: dict[str, list[Run]], configs: dict[str, RunConfig]
+) -> None:
+    config = configs[layout]
+    grid = resolve_layout(config, WORLD)
+    schedule = make_schedule(config.schedule.name, grid.pp, BATCH // (2 * grid.dp))
+    for run in runs[layout]:
+        assert [m.timeline is not None for m in run.steps] == [False, True, False]
+        timeline = run.steps[1].timeline
+        assert timeline is not None
+        assert timeline.num_ranks == grid.pp
+        for pp_rank, steps in enumerate(schedule.steps_R):
+            done = [(s.stage, s.kind, s.microbatch) for s in timeline.spans if s.rank == pp_rank]
+            assert done == [(a.stage, a.kind, a.microbatch) for step in steps for a in actions_of(step)]
+
+
+def evaluate_once(rank: int, _world_size: int, config: RunConfig) -> EvalMetrics:
+    return evaluate(job_of(config, rank), Progress())
+
+
+def test_layouts_evaluate_the_same_sequences_alike(configs: dict[str, RunConfig]) -> None:
+    found = []
+    for config in configs.values():
+        dp = resolve_layout(config, WORLD).dp
+        same = replace(config, train=replace(config.train, eval_microbatches=8 // dp))
+        found.append(run_ranks(evaluate_once, WORLD, same)[0])
+    first, *others = found
+    for other in others:
+        assert other.num_tokens == first.num_tokens
+        assert other.loss == pytest.approx(first.loss, rel=1e-6)
+        assert other.mtp_loss == pytest.approx(first.mtp_loss, rel=1e-6)
+
+
+def skip_a_step(rank: int, _world_size: int, config: RunConfig) -> None:
+    job = job_of(config, rank)
+    progress, first = train_step(job, Progress(), traced=False)
+    assert not first.skipped
+    biases = {layer: bias.clone() for layer, bias in job.router_biases()}
+    weights = {one.spec.name: one.weight.detach().clone() for one in job.weights}
+    if rank == 2:
+        job.weights[0].weight.main_grad.view(-1)[0] = float("nan")  # gradients are added to this
+    progress, second = train_step(job, progress, traced=False)
+    assert second.skipped
+    assert second.grad_norm == float("inf")
+    assert torch.isfinite(torch.tensor(second.loss))
+    assert progress.step == 2  # its data are consumed all the same
+    assert progress.cursor.consumed_sequences == 2 * BATCH
+    for layer, bias in job.router_biases():
+        assert torch.equal(bias, biases[layer])
+    for one in job.weights:
+        assert torch.equal(one.weight, weights[one.spec.name]), one.spec.name
+    progress, third = train_step(job, progress, traced=False)
+    assert not third.skipped
+    assert any(not torch.equal(bias, biases[layer]) for layer, bias in job.router_biases())
+
+
+@pytest.mark.parametrize("layout", ["pp2 dp2 ep2"])
+def test_a_skipped_step_moves_neither_weights_nor_biases(layout: str, configs: dict[str, RunConfig]) -> None:
+    run_ranks(skip_a_step, WORLD, configs[layout])
+
+
+def test_the_layouts_are_what_they_are_called(configs: dict[str, RunConfig]) -> None:
+    grids = [resolve_layout(config, WORLD) for config in configs.values()]
+    assert grids == [ParallelLayout(2, 2, 2), ParallelLayout(1, 4, 4), ParallelLayout(4, 1, 1)]
