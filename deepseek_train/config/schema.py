@@ -116,7 +116,9 @@ class DataConfig:
     """Token shards, as ``deepseek-data prepare`` writes them."""
 
     path: str  # folder with manifest.json
-    source: str = "builtin"  # text that ``prepare`` reads: "builtin", "builtin:numpy+torch", a file or a folder
+    source: str = (
+        "builtin"  # text that ``prepare`` reads: "builtin", "builtin:numpy+torch", a file or a folder
+    )
     tokenizer: str = "builtin"  # "builtin" (4k, shipped) or the path of a tokenizer.json
     sequence_length: int = 4096  # tokens the loss is computed on, per sequence
     max_megabytes: int | None = None  # prepare at most this much text; None: all

@@ -3,6 +3,7 @@
 Shapes: x [..., in], W [out, in]; grouped: rows sorted by expert, W [E, out, in].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
+
+# NVIDIA's apex, built from source with its CUDA extensions (PyPI's `apex` is another project): main_grad += dy^T x in
+# one kernel, BF16 operands, FP32 accumulator.
+try:
+    from fused_weight_gradient_mlp_cuda import wgrad_gemm_accum_fp32
+except ImportError:
+    wgrad_gemm_accum_fp32 = None
+fused_accumulate: Callable[[Tensor, Tensor, Tensor], None] | None = wgrad_gemm_accum_fp32
 
 
 class _Linear(Function):
@@ -60,7 +69,11 @@ class _GroupedLinear(Function):
 
 def accumulate(main_grad: Tensor, dy: Tensor, x: Tensor) -> None:
     """main_grad += dy^T x in the accumulator's precision; dy [rows, out], x [rows, in]."""
-    main_grad.addmm_(dy.to(main_grad.dtype).t(), x.to(main_grad.dtype))
+    half = x.dtype is torch.bfloat16 and main_grad.dtype is torch.float32
+    if fused_accumulate is not None and main_grad.is_cuda and half:
+        fused_accumulate(x.contiguous(), dy.contiguous(), main_grad)
+    else:
+        main_grad.addmm_(dy.to(main_grad.dtype).t(), x.to(main_grad.dtype))
 
 
 def linear(x: Tensor, weight: Weight, queue: WeightGradQueue) -> Tensor:

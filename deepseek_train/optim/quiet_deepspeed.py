@@ -4,7 +4,6 @@ Without a GPU its accelerator probe warns on every rank and ``init_distributed``
 minute, for shared-memory collectives that gloo does not need); both are switched off by the means it offers.
 """
 
-
 import logging
 import os
 

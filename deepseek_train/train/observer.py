@@ -3,7 +3,10 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.model.linear import fused_accumulate
 from deepseek_train.monitor.console import ConsoleSink
 from deepseek_train.monitor.jsonl import JsonlSink, read_history
 from deepseek_train.monitor.machine import machine_facts
@@ -73,6 +76,8 @@ def open_observer(
     if rank != 0:
         return Observer(config, layout, folder, Monitor(()), False, wandb_id)
     print(f"{config.name}: {describe(config, layout)}", flush=True)
+    if torch.cuda.is_available():
+        print(f"weight gradients: {'apex' if fused_accumulate else 'torch'}", flush=True)
     m = config.monitor
     steps = progress.step + steps_to(config, layout, progress.tokens)
     gpu = GpuProbe().sample if config.cluster.device != "cpu" else None
