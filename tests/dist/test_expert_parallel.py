@@ -96,8 +96,8 @@ def run_scenario(tokens: Tokens, experts_EDD: Tensor, group: ExpertGroup) -> Res
     rows = zip(torch.split(x_AD, list(plan.rows_E)), mine, strict=True)
     y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
     y_ND = combine(reduce(y_AD, plan), plan, group)
-    gradients = torch.autograd.grad(y_ND, (x_ND, weights_NK, mine), tokens.dy_ND)
-    return Result(y_ND.detach(), *gradients, sent.x_RD.detach(), plan)
+    dx_ND, d_weights_NK, d_mine = torch.autograd.grad(y_ND, (x_ND, weights_NK, mine), tokens.dy_ND)
+    return Result(y_ND.detach(), dx_ND, d_weights_NK, d_mine, sent.x_RD.detach(), plan)
 
 
 def by_the_token(one: Scenario) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:

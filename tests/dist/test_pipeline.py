@@ -1,6 +1,5 @@
 """The executor on real ranks, in FP64: any schedule on any grid gives the losses and gradients of one process."""
 
-import weakref
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import allocate_main_grads
 from deepseek_train.pipeline import executor
@@ -21,6 +19,7 @@ from deepseek_train.schedule.dataflow import actions_of
 from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.schedule.simulate import peak_activations
 from deepseek_train.spec.stages import split_layers
+from tests.dist.counted_tape import CountedTape
 from tests.dist.grid import Case, OnGrid, Plain, on_grid, sum_gradients
 from tests.harness import run_ranks
 
@@ -66,29 +65,6 @@ class RankSaw:
     gradient_free_evaluation: bool  # evaluation left main_grad as it was
     embeddings: int  # different tensors among the embeddings of this rank's stages
     embedding_ranks: tuple[int, ...] | None
-
-
-class CountedTape(Tape):
-    """Knows how many tapes are in flight: made, and not yet run backward to the end."""
-
-    in_flight = peak = made = 0
-    alive: "weakref.WeakSet[CountedTape]" = weakref.WeakSet()
-
-    def __init__(self) -> None:
-        super().__init__()
-        CountedTape.made += 1
-        CountedTape.in_flight += 1
-        CountedTape.peak = max(CountedTape.peak, CountedTape.in_flight)
-        CountedTape.alive.add(self)
-
-    def backward(self) -> list[Tensor | None]:
-        gradients = super().backward()
-        CountedTape.in_flight -= not len(self)
-        return gradients
-
-    @classmethod
-    def forget(cls) -> None:
-        cls.in_flight = cls.peak = cls.made = 0
 
 
 def run_cases(rank: int, _world_size: int, cases: list[Case]) -> list[RankSaw]:
