@@ -1,8 +1,7 @@
 """Tokens per second of a training step on one CPU process: ours beside transformers' DeepseekV3, plain loop.
 
-Forward, backward, clipping and AdamW of the same weights on the same batches, MTP off. All contestants live in
-one process and take turns (A B C A B C ...), so that whatever else the machine does hits them alike; medians are
-reported.
+Forward, backward, clipping and AdamW of the same weights on the same batches, MTP off. All live in
+one process and take turns (A B C A B C ...), so that whatever else the machine does hits them alike; medians.
 
     python -m benchmarks.step --sizes tiny small --threads 2 1
 """
@@ -287,13 +286,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for step.json and step.md")
     args = parser.parse_args()
-    results = [r for name in args.sizes for threads in args.threads for r in race(name, threads, args.rounds)]
-    print(table(results))
-    where = machine()
     args.output.mkdir(parents=True, exist_ok=True)
-    found = {**where, "results": [asdict(r) for r in results]}
-    (args.output / "step.json").write_text(json.dumps(found, indent=2) + "\n")
-    (args.output / "step.md").write_text(report(results, where))
+    where = machine()
+    results: list[Result] = []
+    for name in args.sizes:
+        for threads in args.threads:
+            results += race(name, threads, args.rounds)
+            # after every race: on a busy machine the later ones may be given up
+            found = {**where, "results": [asdict(r) for r in results]}
+            (args.output / "step.json").write_text(json.dumps(found, indent=2) + "\n")
+            (args.output / "step.md").write_text(report(results, where))
+    print(table(results))
 
 
 if __name__ == "__main__":
