@@ -4,6 +4,8 @@ Without a GPU its accelerator probe warns on every rank and ``init_distributed``
 minute, for shared-memory collectives that gloo does not need); both are switched off by the means it offers.
 """
 
+import contextlib
+import importlib
 import logging
 import os
 
@@ -19,6 +21,10 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config
 from deepspeed.utils import logger
 from deepspeed.utils.timer import NoopTimer
+
+# BF16_Optimizer imports this late, with all of torch.compile behind it: better once, before local ranks are forked.
+with contextlib.suppress(ImportError):
+    importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 __all__ = ["BF16_Optimizer", "DeepSpeedBF16Config", "NoopTimer", "adopt_process_group"]
 
