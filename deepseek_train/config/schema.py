@@ -49,6 +49,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     yarn: YarnConfig = field(default_factory=YarnConfig)
     init_std: float = 0.006
+    embed_init_std: float | None = None  # of the embedding; None: init_std, as in V3
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,14 @@ def init_stage(stage: Stage, m: ModelConfig, seed: int) -> None:
         if spec.init is Init.ONES:
             weight.fill_(1.0)
             continue
+        std = m.init_std
+        if spec.name == "embed" and m.embed_init_std is not None:
+            std = m.embed_init_std
         first = stage.context.experts.rank * weight.shape[0] if spec.expert else 0
         pieces = list(weight) if spec.expert else [weight]
         for offset, piece in enumerate(pieces):
             generator = torch.Generator().manual_seed(_seed(seed, spec.name, first + offset))
-            piece.copy_(torch.randn(piece.shape, generator=generator) * m.init_std)
+            piece.copy_(torch.randn(piece.shape, generator=generator) * std)
 
 
 def _seed(seed: int, name: str, expert: int) -> int:

@@ -43,7 +43,13 @@ def test_the_recipe_of_deepseek_v3() -> None:
 
 
 def test_all_mistakes_of_a_command_line_are_told_together() -> None:
-    overrides = ["experiment=tinny", "train.total_token=1", "paralel.pp=2", "model.num_heads=two", "what is this"]
+    overrides = [
+        "experiment=tinny",
+        "train.total_token=1",
+        "paralel.pp=2",
+        "model.num_heads=two",
+        "what is this",
+    ]
     with pytest.raises(ConfigError) as error:
         compose_config(overrides)
     told = str(error.value)
