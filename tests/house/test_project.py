@@ -120,3 +120,13 @@ def test_git_ignores_no_source() -> None:
         command, cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.splitlines()
     assert [path for path in listed if path.endswith((".py", ".yaml"))] == []
+
+
+def test_every_package_is_installed() -> None:
+    """pyproject.toml lists packages by hand, because configs/ is installed under another name."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "deepseek_train").rglob("__init__.py")
+    }
+    assert set(listed) == folders | {"deepseek_train_configs"}
