@@ -7,12 +7,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from monitor_samples import STEP
-
 from deepseek_train.monitor.console import ConsoleSink
 from deepseek_train.monitor.metrics import EvalMetrics
 from deepseek_train.monitor.nvml import GpuSample
 from deepseek_train.monitor.progress import Pace, open_display
+from tests.cpu.monitor_samples import STEP
 
 
 def run(sink: ConsoleSink, steps: int, skip: int = 0) -> None:
@@ -115,7 +114,7 @@ def test_piped_into_head_the_process_ends_cleanly(tmp_path: Path) -> None:
     """Python's own flush of stdout at exit must not fail either."""
     program = """
 import sys
-from monitor_samples import STEP
+from tests.cpu.monitor_samples import STEP
 from deepseek_train.monitor.console import ConsoleSink
 sink = ConsoleSink(100, 10**9, log_every=1)
 sink.step(STEP)

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from monitor_samples import STEP, make_history, make_timeline
 
 from deepseek_train.monitor.jsonl import History, JsonlSink, keeps_load, read_history
 from deepseek_train.monitor.metrics import EvalMetrics
+from tests.cpu.monitor_samples import STEP, make_history, make_timeline
 
 
 def write(path: Path, history: History, start_step: int = 0, until: int = 10**9) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from monitor_samples import STEP, make_history, make_timeline
 
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.pictures.load import draw_expert_load, draw_max_violation, load_history
@@ -15,6 +14,7 @@ from deepseek_train.monitor.pictures.loss import draw_loss, smooth
 from deepseek_train.monitor.pictures.timeline import draw_timeline, pairs, reverse_microbatches
 from deepseek_train.schedule.action import Kind
 from deepseek_train.schedule.timeline import Span, Timeline
+from tests.cpu.monitor_samples import STEP, make_history, make_timeline
 
 
 def share_of_colour(path: Path, colour: str) -> float:

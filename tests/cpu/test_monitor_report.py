@@ -3,12 +3,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from monitor_samples import make_history, make_timeline
-
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.machine import MachineFacts
 from deepseek_train.monitor.report import ReportFacts, Sample, write_report
 from deepseek_train.schedule.timeline import Timeline
+from tests.cpu.monitor_samples import make_history, make_timeline
 
 FACTS = ReportFacts(
     name="pocket",

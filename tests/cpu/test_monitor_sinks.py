@@ -1,10 +1,10 @@
 from dataclasses import dataclass, field
 
 import pytest
-from monitor_samples import STEP
 
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
 from deepseek_train.monitor.sinks import Monitor
+from tests.cpu.monitor_samples import STEP
 
 EVAL = EvalMetrics(step=120, tokens=1_966_080, loss=3.3, mtp_loss=None, num_tokens=65_536)
 

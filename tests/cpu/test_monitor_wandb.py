@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from monitor_samples import STEP
 
 from deepseek_train.monitor.metrics import EvalMetrics
 from deepseek_train.monitor.wandb_sink import WandbSink, open_wandb
+from tests.cpu.monitor_samples import STEP
 
 
 @dataclass
