@@ -128,7 +128,7 @@ WRONG = [
     (["parallel.pp=3", "model.num_layers=4"], ["parallel.pp", "even"]),
     (["optim.batch_size.start=4"], ["optim.batch_size", "at least 8"]),
     (["parallel.dp=3"], ["parallel.ep", "does not divide"]),
-    (["parallel.ep=3", "parallel.dp=3"], ["parallel.ep", "16 routed experts"]),
+    (["parallel.ep=3", "parallel.dp=3"], ["parallel.ep", "8 routed experts"]),
     (["model.num_expert_groups=5"], ["model.num_expert_groups", "divisor"]),
     (["model.vocab_size=1000"], ["4096", "1000"]),
     (["data.path=void", "data.source=nowhere"], ["nowhere"]),
