@@ -14,14 +14,16 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional
 
+from deepseek_train.config.parse import parse
 from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
@@ -56,56 +58,17 @@ class Size:
         return self.batch * self.length
 
 
+def _shipped(name: str, **changes: int) -> ModelConfig:
+    path = Path(__file__).parents[1] / "configs" / "model" / f"{name}.yaml"
+    return replace(parse(ModelConfig, yaml.safe_load(path.read_text())), mtp_depth=0, **changes)
+
+
 SIZES = {
-    "tiny": Size(
-        ModelConfig(
-            name="tiny",
-            vocab_size=4096,
-            hidden_size=256,
-            num_layers=4,
-            num_dense_layers=1,
-            num_heads=4,
-            qk_nope_head_dim=32,
-            qk_rope_head_dim=16,
-            v_head_dim=32,
-            q_lora_rank=128,
-            kv_lora_rank=64,
-            dense_ffn_size=768,
-            num_routed_experts=16,
-            num_shared_experts=1,
-            expert_ffn_size=128,
-            experts_per_token=4,
-            num_expert_groups=4,
-            expert_groups_per_token=2,
-            routed_scale=2.5,
-        ),
+    "tiny": Size(_shipped("tiny"), batch=8, length=128),  # what `make train` trains
+    "small": Size(
+        _shipped("tiny", hidden_size=256, num_layers=4, dense_ffn_size=768, num_routed_experts=16, experts_per_token=4),
         batch=4,
         length=256,
-    ),
-    "small": Size(
-        ModelConfig(
-            name="small",
-            vocab_size=4096,
-            hidden_size=384,
-            num_layers=6,
-            num_dense_layers=1,
-            num_heads=6,
-            qk_nope_head_dim=32,
-            qk_rope_head_dim=16,
-            v_head_dim=32,
-            q_lora_rank=192,
-            kv_lora_rank=96,
-            dense_ffn_size=1152,
-            num_routed_experts=32,
-            num_shared_experts=1,
-            expert_ffn_size=192,
-            experts_per_token=4,
-            num_expert_groups=4,
-            expert_groups_per_token=2,
-            routed_scale=2.5,
-        ),
-        batch=4,
-        length=512,
     ),
 }
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 
 class AdamW(Optimizer):
-    """Same arithmetic, bit for bit, as ``torch.optim.AdamW(foreach=False)`` when the moments are FP32."""
+    """With FP32 moments this is torch's fused AdamW; torch has none that keeps the moments narrower than the weights."""
 
     def __init__(
         self,
@@ -29,15 +30,16 @@ class AdamW(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update. Learning rates are read from ``param_groups``."""
         assert closure is None
+        update = _fused if self._moments is torch.float32 else _narrow
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    _update(weight, weight.grad, self._state_of(weight), group)
+                    update(weight, weight.grad, self._state_of(weight), group)
 
-    def _state_of(self, weight: Tensor) -> dict[str, Any]:
+    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         if not state:
-            state["step"] = 0
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             state["exp_avg"] = torch.zeros_like(weight, dtype=self._moments)
             state["exp_avg_sq"] = torch.zeros_like(weight, dtype=self._moments)
         return state
@@ -49,15 +51,34 @@ class AdamW(Optimizer):
                 self._state_of(weight)
 
 
-def _update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+def _fused(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    adamw(
+        [weight],
+        [grad],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [],
+        [state["step"]],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def _narrow(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """Moments are widened, updated and rounded back."""
     state["step"] += 1
-    (beta1, beta2), lr = group["betas"], group["lr"]
+    (beta1, beta2), lr, step = group["betas"], group["lr"], int(state["step"])
     weight.mul_(1.0 - lr * group["weight_decay"])
     m = state["exp_avg"].to(weight.dtype).lerp_(grad, 1.0 - beta1)
     v = state["exp_avg_sq"].to(weight.dtype).mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
-    if state["exp_avg"].dtype != weight.dtype:
-        state["exp_avg"].copy_(m)
-        state["exp_avg_sq"].copy_(v)
-    step_size = lr / (1.0 - beta1 ** state["step"])
-    denominator = v.sqrt().div_((1.0 - beta2 ** state["step"]) ** 0.5).add_(group["eps"])
-    weight.addcdiv_(m, denominator, value=-step_size)
+    state["exp_avg"].copy_(m)
+    state["exp_avg_sq"].copy_(v)
+    denominator = v.sqrt_().div_((1.0 - beta2**step) ** 0.5).add_(group["eps"])
+    weight.addcdiv_(m, denominator, value=-lr / (1.0 - beta1**step))

@@ -29,7 +29,7 @@ def test_fp32_moments_give_torchs_bits() -> None:
         [{"params": [w], "weight_decay": d} for w, d in zip(theirs, WEIGHT_DECAY, strict=True)],
         betas=BETAS,
         eps=EPS,
-        foreach=False,
+        fused=True,
     )
     for step in range(12):
         lr = 1e-2 / (step + 1)
@@ -69,7 +69,8 @@ def test_bf16_moments_stay_within_their_rounding() -> None:
             bound += update.abs() * 2.0 * ((1.0 + u) ** (step - 1) - 1.0) + 2.0**-23 * (1.0 + b.abs())
             assert ((a - b).abs() <= bound).all(), step
             if step == 1:
-                assert torch.equal(a, b)  # the moments used are rounded only afterwards
+                # the moments used are rounded only afterwards; torch's fused kernel rounds FP32 in another order
+                assert ((a - b).abs() <= 2.0**-22 * (1.0 + b.abs())).all()
     assert all(not torch.equal(a, b) for a, b in zip(coarse[:2], fine[:2], strict=True))
     for w in coarse:
         assert {optimizers[0].state[w][k].dtype for k in ("exp_avg", "exp_avg_sq")} == {torch.bfloat16}
