@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,18 +76,25 @@ def tensor_files(run: Path) -> dict[str, object]:
     return {k: v for k, v in json.loads((newest / "manifest.json").read_text())["files"].items() if "metadata" not in k}
 
 
-def test_a_run_and_the_same_run_interrupted_end_in_the_same_bits(workplace: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(workplace: Path) -> Path:
+    """The folder of a run that nothing interrupted."""
     code, out, err = finish(start(workplace, *SMALL, "name=whole"))
     assert code == 0, err
     assert "4 ranks: PP 2 (dualpipe) x DP 2, EP 2" in out
     assert "validation after step 60" in out
     assert "sample: " in out
-    whole = workplace / "runs" / "whole"
+    return workplace / "runs" / "whole"
+
+
+def test_a_run_leaves_its_folder(whole: Path) -> None:
     for name in ("config.yaml", "metrics.jsonl", "report.md", "report/loss.png", "report/timeline.png"):
         assert (whole / name).stat().st_size > 0
     assert "report/expert_load.png" in (whole / "report.md").read_text()
     assert len(list((whole / "checkpoints").iterdir())) == 2  # checkpoint.keep
 
+
+def test_a_run_interrupted_and_resumed_ends_in_the_same_bits(workplace: Path, whole: Path) -> None:
     process, cut = start(workplace, *SMALL, "name=cut"), workplace / "runs" / "cut"
     while len(steps(cut)) < 5:
         assert process.poll() is None, process.communicate()
@@ -101,26 +109,20 @@ def test_a_run_and_the_same_run_interrupted_end_in_the_same_bits(workplace: Path
     code, out, err = finish(start(workplace, *SMALL, "name=cut"))
     assert code == 0, err
     assert f"after step {interrupted_after}" in out
-    numbers = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "grad_norm", "expert_load")
-    assert [[s[n] for n in numbers] for s in steps(cut)] == [[s[n] for n in numbers] for s in steps(whole)]
+    assert losses_and_loads(cut) == losses_and_loads(whole)
     assert tensor_files(cut) == tensor_files(whole)
 
-    code, out, _ = finish(start(workplace, *SMALL, "name=cut"))
-    assert code == 0
-    assert "this run is complete" in out
-    assert "resume=never" in out
 
-
-def test_torchrun_joins_and_gives_the_same_losses(workplace: Path) -> None:
-    code, out, err = finish(start(workplace, *SMALL, "name=forked", "train.total_tokens=384"))
-    assert code == 0, err
+def test_torchrun_joins_and_gives_the_same_bits(workplace: Path, whole: Path) -> None:
     arguments = ("--standalone", "--nproc-per-node", "4", "-m", "deepseek_train.cli.train", *SMALL)
-    torchrun = start(workplace, *arguments, "name=joined", "train.total_tokens=384", module=("torch.distributed.run",))
-    code, out, err = finish(torchrun)
+    code, _, err = finish(start(workplace, *arguments, "name=joined", module=("torch.distributed.run",)))
     assert code == 0, err
-    runs = workplace / "runs"
-    assert [s["loss"] for s in steps(runs / "joined")] == [s["loss"] for s in steps(runs / "forked")]
-    assert len(steps(runs / "joined")) == 3
+    assert losses_and_loads(workplace / "runs" / "joined") == losses_and_loads(whole)
+
+
+def losses_and_loads(run: Path) -> list[list[object]]:
+    numbers = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "grad_norm", "expert_load")
+    return [[record[name] for name in numbers] for record in steps(run)]
 
 
 WRONG = [
@@ -155,25 +157,42 @@ def test_wrong_input_is_told_before_anything_starts(
     assert {p for p in workplace.rglob("*") if "shards" not in p.parts} == before
 
 
-def test_another_model_does_not_resume_into_the_run(workplace: Path) -> None:
-    code, _, err = finish(start(workplace, *SMALL, "name=once", "train.total_tokens=128"))
+def test_a_run_that_is_complete_says_so_and_another_model_does_not_resume_it(
+    workplace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert run([*SMALL, "name=whole", "model.num_heads=2", "parallel.ep=1"]) == 2
+    told = capsys.readouterr().err
+    assert "num_heads was 4, is 2" in told
+    assert "ep was 2, is 1" in told
+    assert "resume=never" in told
+
+    before = (whole / "metrics.jsonl").read_bytes()
+    code, out, err = finish(start(workplace, *SMALL, "name=whole"))
     assert code == 0, err
-    code, _, err = finish(start(workplace, *SMALL, "name=once", "model.num_heads=2", "parallel.ep=1"))
-    assert code == 2
-    assert "num_heads was 4, is 2" in err
-    assert "ep was 2, is 1" in err
-    assert "resume=never" in err
-    code, out, err = finish(start(workplace, *SMALL, "name=once", "train.total_tokens=128", "resume=never"))
-    assert code == 0, err
-    assert len(list((workplace / "runs").glob("once.*"))) == 1
+    assert "this run is complete" in out
+    assert "resume=never" in out
+    assert (whole / "metrics.jsonl").read_bytes() == before
 
 
-def test_damaged_data_is_named(workplace: Path) -> None:
-    code, _, err = finish(start(workplace, *SMALL, "name=damage", "data.path=damaged", "train.total_tokens=128"))
+def test_starting_afresh_moves_the_old_run_aside(workplace: Path) -> None:
+    old = workplace / "runs" / "old"
+    old.mkdir(parents=True)
+    (old / "config.yaml").write_text("name: old\n")
+    code, _, err = finish(start(workplace, *SMALL, "name=old", "train.total_tokens=128", "resume=never"))
     assert code == 0, err
-    shard = next((workplace / "damaged").glob("*.bin"))
+    (aside,) = (workplace / "runs").glob("old.*")
+    assert (aside / "config.yaml").read_text() == "name: old\n"
+    assert len(steps(old)) == 1
+
+
+def test_damaged_data_is_named(
+    workplace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    shutil.copytree("shards", "damaged")
+    shard = next(Path("damaged").glob("train*.bin"))
     shard.write_bytes(shard.read_bytes()[:-2])
-    code, _, err = finish(start(workplace, *SMALL, "name=damage2", "data.path=damaged"))
-    assert code == 2
-    assert shard.name in err
-    assert not (workplace / "runs" / "damage2").exists()
+    assert run([*SMALL, "name=damage", "data.path=damaged"]) == 2
+    assert shard.name in capsys.readouterr().err
+    assert not (workplace / "runs" / "damage").exists()
