@@ -27,11 +27,11 @@ SMALL = [
     "data.validation_percent=20",
     "train.microbatch_size=1",
     "optim.batch_size.start=8",
-    "train.total_tokens=7680",  # 60 steps
-    "train.eval_every=20",
+    "train.total_tokens=3072",  # 24 steps
+    "train.eval_every=8",
     "train.eval_microbatches=2",
     "train.sample_tokens=4",
-    "checkpoint.every=10",
+    "checkpoint.every=4",
 ]
 
 
@@ -82,7 +82,7 @@ def whole(workplace: Path) -> Path:
     code, out, err = finish(start(workplace, *SMALL, "name=whole"))
     assert code == 0, err
     assert "4 ranks: PP 2 (dualpipe) x DP 2, EP 2" in out
-    assert "validation after step 60" in out
+    assert "validation after step 24" in out
     assert "sample: " in out
     return workplace / "runs" / "whole"
 
@@ -104,7 +104,7 @@ def test_a_run_interrupted_and_resumed_ends_in_the_same_bits(workplace: Path, wh
     assert code == 0, err
     assert "the same command goes on from there" in out
     interrupted_after = len(steps(cut))
-    assert 5 <= interrupted_after < 60
+    assert 5 <= interrupted_after < 24
 
     code, out, err = finish(start(workplace, *SMALL, "name=cut"))
     assert code == 0, err

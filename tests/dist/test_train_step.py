@@ -33,6 +33,8 @@ LAYOUTS = {  # all of four ranks
     "pp4": ["parallel.pp=4", "parallel.dp=1", "parallel.ep=1", "train.eval_microbatches=8"],
 }
 SMALL = [
+    "model.num_layers=4",
+    "model.embed_init_std=null",
     "model.hidden_size=32",
     "model.num_heads=2",
     "model.qk_nope_head_dim=8",
