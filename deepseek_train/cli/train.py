@@ -8,25 +8,27 @@ This half of the command is light: torch and DeepSpeed are imported only where r
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.cli.launch_local import launch
 from deepseek_train.cli.local_rank import call
 from deepseek_train.config.parse import ConfigError, Problem
-from deepseek_train.config.schema import RunConfig
+from deepseek_train.config.schema import DataConfig, RunConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
+from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.folder import config_yaml
-from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.preflight import data_problems, preflight, resolve_layout
 
 RANK = "deepseek_train.cli.train_rank"
 
 USAGE = """usage: deepseek-train [experiment=tiny] [key=value ...] [--cfg]
 
   deepseek-train experiment=tiny parallel.pp=2 parallel.ep=2      start local ranks and train
-  torchrun --nproc-per-node 8 -m deepseek_train.cli.train ...     join torchrun's ranks
+  torchrun --nproc-per-node 4 -m deepseek_train.cli.train ...     join torchrun's ranks
   deepseek-train experiment=tiny --cfg                            print the whole resolved configuration
 """
 
@@ -51,28 +53,56 @@ def run(argv: list[str]) -> int:
         problems = preflight(config, world_size)
         if problems:
             raise ConfigError(problems)
-        prepare_data(config, under_torchrun=under_torchrun)
+        layout = resolve_layout(config, world_size)
+        prepare_data(config, layout, under_torchrun=under_torchrun)
     except (ConfigError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if (
+            os.environ.get("LOCAL_RANK", "0") == "0"
+        ):  # once on every node: what is wrong may be wrong only there
             print(error, file=sys.stderr)
         return 2
-    layout = resolve_layout(config, world_size)
+    choose_device(config, layout)
     if under_torchrun or layout.world == 1:
         return call(f"{RANK}:rank_main", argv)
     threads = config.cluster.threads_per_rank
     return launch(f"{RANK}:rank_main", argv, layout.world, preload=[RANK], threads_per_rank=threads)
 
 
-def prepare_data(config: RunConfig, *, under_torchrun: bool) -> None:
+def choose_device(config: RunConfig, layout: ParallelLayout) -> None:
+    """Hides the GPUs of this machine from everything below where the run is to use CPUs: because it says so, or, with
+    device=auto, because there are fewer GPUs than ranks."""
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = (
+        len(list(Path("/dev").glob("nvidia[0-9]*")))
+        if visible is None
+        else len(visible.split(",")) * bool(visible)
+    )
+    device = config.cluster.device
+    if device == "auto" and 0 < gpus < local_ranks:
+        print(f"{gpus} GPUs for {local_ranks} ranks: running on CPUs", flush=True)
+    if device == "cpu" or (device == "auto" and gpus < local_ranks):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def prepare_data(config: RunConfig, layout: ParallelLayout, *, under_torchrun: bool) -> None:
     """Makes missing shards from ``data.source``; ranks that torchrun started on many machines do not race for it."""
     if (Path(config.data.path) / MANIFEST_FILE).exists():
         return
     if under_torchrun:
-        command = f"deepseek-data prepare data.path={config.data.path} data.source={config.data.source}"
+        default = DataConfig(path="")
+        settings = {
+            name: value for name, value in asdict(config.data).items() if value != getattr(default, name)
+        }
+        command = " ".join(
+            ["deepseek-data prepare", *(f"data.{name}={value}" for name, value in settings.items())]
+        )
         what = f"{config.data.path} holds no prepared data"
         raise ConfigError([Problem("data.path", what, f"Once, on one machine: {command}")])
     print(f"preparing {config.data.source} data in {config.data.path}", flush=True)
     prepare(config.data, config.model.vocab_size, progress=True)
+    if problems := data_problems(config, layout):
+        raise ConfigError(problems)
 
 
 if __name__ == "__main__":

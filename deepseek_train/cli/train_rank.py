@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.cli.compose import compose_config
-from deepseek_train.config.schema import RunConfig
+from deepseek_train.data.errors import DataError
 from deepseek_train.parallel.rendezvous import RendezvousError, join
 from deepseek_train.train.build import build
 from deepseek_train.train.folder import open_folder
@@ -23,27 +24,25 @@ def rank_main(argv: list[str]) -> int:
     # torch 2.13 renames collectives that DeepSpeed calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\..*")
     config = compose_config(argv)
-    cluster, device = config.cluster, _device(config)
+    # The command hides GPUs from runs that are to use CPUs (cli.train.choose_device).
+    cluster, device = config.cluster, _device()
     if device == "cpu":
         torch.set_num_threads(cluster.threads_per_rank)
     layout = resolve_layout(config, int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None)
     try:
         place = join(device, layout.world, cluster.rendezvous_seconds, cluster.timeout_seconds)
-    except RendezvousError as error:
-        print(error, file=sys.stderr)
-        return 2
-    try:
         if place.rank == 0:
             open_folder(config)
         dist.barrier()
         train(build(config, layout, place), Path(config.run_dir))
-    finally:
-        dist.destroy_process_group()
+    except (RendezvousError, DataError, CheckpointError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return 2
+    # Not after an exception: with collectives under way it could wait for ever and hide the traceback.
+    dist.destroy_process_group()
     return 0
 
 
-def _device(config: RunConfig) -> Literal["cpu", "cuda"]:
-    """GPUs where there are any, unless the configuration says otherwise."""
-    if config.cluster.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.cluster.device
+def _device() -> Literal["cpu", "cuda"]:
+    return "cuda" if torch.cuda.is_available() else "cpu"

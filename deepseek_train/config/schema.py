@@ -117,9 +117,8 @@ class DataConfig:
     """Token shards, as ``deepseek-data prepare`` writes them."""
 
     path: str  # folder with manifest.json
-    source: str = (
-        "builtin"  # text that ``prepare`` reads: "builtin", "builtin:numpy+torch", a file or a folder
-    )
+    # Text that ``prepare`` reads: "builtin", "builtin:numpy+torch", a file or a folder. null: whatever lies in path.
+    source: str | None = "builtin"
     tokenizer: str = "builtin"  # "builtin" (4k, shipped) or the path of a tokenizer.json
     sequence_length: int = 4096  # tokens the loss is computed on, per sequence
     max_megabytes: int | None = None  # prepare at most this much text; None: all

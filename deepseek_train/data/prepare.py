@@ -55,14 +55,10 @@ def prepare(config: DataConfig, vocab_size: int | None = None, progress: bool = 
             f"data.tokenizer={config.tokenizer}",
             f"set model.vocab_size to at least {tokenizer.vocab_size}, or use a smaller tokenizer",
         )
-    settings = Settings(
-        config.source,
-        tokenizer.sha256,
-        config.max_megabytes,
-        config.fim_rate,
-        FIM_SEED,
-        config.validation_percent,
-    )
+    if config.source is None:
+        what = "there are no prepared tokens here and no text to prepare them from"
+        raise DataError(what, config.path, "give data.source, or the data.path of prepared tokens")
+    settings = _settings(config.source, config, tokenizer)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return _reuse(folder, settings)
     corpus = open_corpus(config.source, config.max_megabytes)
@@ -94,6 +90,25 @@ def settings_problems(config: DataConfig) -> list[str]:
     if config.sequence_length < 1:
         problems.append(f"data.sequence_length={config.sequence_length} is not positive")
     return problems
+
+
+def check_prepared(config: DataConfig) -> None:
+    """Raises DataError where ``config.path`` holds tokens of other settings than ``config`` asks for; a source of None
+    takes whatever is there."""
+    folder = Path(config.path)
+    if config.source is not None and (folder / MANIFEST_FILE).exists():
+        _reuse(folder, _settings(config.source, config, load_tokenizer(config.tokenizer)))
+
+
+def _settings(source: str, config: DataConfig, tokenizer: TextTokenizer) -> Settings:
+    return Settings(
+        source,
+        tokenizer.sha256,
+        config.max_megabytes,
+        config.fim_rate,
+        FIM_SEED,
+        config.validation_percent,
+    )
 
 
 def _reuse(folder: Path, settings: Settings) -> Manifest:

@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 
 class AdamW(Optimizer):
-    """With FP32 moments this is torch's fused AdamW; torch has none that keeps the moments narrower than the weights."""
+    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights."""
 
     def __init__(
         self,

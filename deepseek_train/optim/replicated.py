@@ -1,5 +1,5 @@
 """The plain twin of ZeRO-1: all-reduced gradients, whole FP32 state on every rank. Needs neither DeepSpeed nor, with a
-single rank, a process group. The reference that ``zero1`` is tested against, and the optimizer of one GPU.
+single rank, a process group. The reference that ``zero1`` is tested against, and what one-process benchmarks use.
 """
 
 import torch

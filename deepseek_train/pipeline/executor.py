@@ -20,7 +20,7 @@ from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.trace import Trace
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule
-from deepseek_train.schedule.dataflow import Message, input_of, output_of
+from deepseek_train.schedule.dataflow import Message, actions_of, input_of, output_of
 from deepseek_train.schedule.lower import Program, Receive, Send, lower, sends_in_flight
 from deepseek_train.spec.stages import StageSpec
 
@@ -109,7 +109,7 @@ class Executor:
                 case Send(message):
                     self._links.send(run.mail.pop(message), message.target, prepared.windows[message.target])
                 case Action() | Pair():
-                    halves = (instruction,) if isinstance(instruction, Action) else _halves(instruction)
+                    halves = actions_of(instruction)
                     for action in halves:
                         needed = input_of(prepared.placement, action)
                         if needed is not None and needed in arriving:
@@ -127,10 +127,6 @@ class Executor:
     def _receive(self, message: Message) -> Arriving:
         b = self._boundary
         return self._links.receive(b.shape_BTD, b.dtype, b.device, message.source)
-
-
-def _halves(pair: Pair) -> tuple[Action, Action]:
-    return pair.forward, pair.backward
 
 
 class _Pass:

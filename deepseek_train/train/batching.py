@@ -20,7 +20,7 @@ def microbatches_for(config: RunConfig, layout: ParallelLayout, tokens: int) -> 
     return count
 
 
-def eval_microbatches(config: RunConfig, layout: ParallelLayout) -> int:
+def eval_microbatches(config: RunConfig) -> int:
     """Micro-batches of one pipeline in an evaluation: as configured, rounded up to an even number (both directions)."""
     return config.train.eval_microbatches + config.train.eval_microbatches % 2
 

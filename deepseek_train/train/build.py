@@ -1,7 +1,8 @@
 """The one place where all rooms meet: a configuration and a place among the ranks become a job that can train."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
@@ -54,24 +55,14 @@ class Job:
     train_source: TokenSource
     validation_source: TokenSource
     placement: Placement  # where stages are; also of evaluations
-    prepared: dict[tuple[str, int], PreparedSchedule] = field(default_factory=dict)
+    evaluation: PreparedSchedule
 
     @property
     def layout(self) -> ParallelLayout:
         return self.mesh.layout
 
     def training_schedule(self, num_microbatches: int) -> PreparedSchedule:
-        key = ("train", num_microbatches)
-        if key not in self.prepared:
-            schedule = make_schedule(self.config.schedule.name, self.layout.pp, num_microbatches)
-            self.prepared[key] = PreparedSchedule(schedule, self.mesh.pp_rank)
-        return self.prepared[key]
-
-    def evaluation_schedule(self) -> PreparedSchedule:
-        key = ("evaluate", self.placement.num_microbatches)
-        if key not in self.prepared:
-            self.prepared[key] = PreparedSchedule(forward_only(self.placement), self.mesh.pp_rank)
-        return self.prepared[key]
+        return _prepare(self.config.schedule.name, self.layout.pp, num_microbatches, self.mesh.pp_rank)
 
     def router_biases(self) -> Iterator[tuple[int, Tensor]]:
         """(layer, balance bias) of every MoE layer on this rank."""
@@ -80,12 +71,18 @@ class Job:
                 yield layer, router.bias
 
 
+@lru_cache(maxsize=8)
+def _prepare(name: str, num_ranks: int, num_microbatches: int, pp_rank: int) -> PreparedSchedule:
+    """Batch sizes come back step after step: lowering a schedule anew each time would cost more than some steps."""
+    return PreparedSchedule(make_schedule(name, num_ranks, num_microbatches), pp_rank)
+
+
 def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     """Builds a rank's job (collective: creates process groups and the optimizer's shards)."""
     adopt_process_group()
     model, dtype = config.model, DTYPES[config.precision.params]
     # Evaluation's placement: stages are where training has them, whatever the number of micro-batches.
-    placement = placement_of(config.schedule.name, layout.pp, eval_microbatches(config, layout))
+    placement = placement_of(config.schedule.name, layout.pp, eval_microbatches(config))
     specs = split_layers(model, placement.num_stages)
     mesh = make_mesh(
         layout,
@@ -114,6 +111,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         train_source=open_source(config, "train"),
         validation_source=open_source(config, "validation"),
         placement=placement,
+        evaluation=PreparedSchedule(forward_only(placement), mesh.pp_rank),
     )
 
 

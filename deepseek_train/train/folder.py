@@ -20,12 +20,11 @@ def config_yaml(config: RunConfig) -> str:
 
 
 def open_folder(config: RunConfig) -> Path:
-    """Makes the run folder and writes ``config.yaml``. With resume=never an existing run is moved aside."""
+    """Makes the run folder. With resume=never an existing run is moved aside."""
     folder = Path(config.run_dir)
     if config.resume == "never" and (folder / CONFIG_FILE).exists():
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
     return folder
 
 

@@ -9,13 +9,14 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.checkpoint.store import newest
 from deepseek_train.data.tokenizer import load_tokenizer
 from deepseek_train.monitor.report import Sample
 from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.train.build import Job
 from deepseek_train.train.folder import CHECKPOINTS
-from deepseek_train.train.observer import Observer, open_observer
+from deepseek_train.train.observer import Observer, open_observer, steps_to
 from deepseek_train.train.sample import continuation
 from deepseek_train.train.state import Progress, load_checkpoint, save_checkpoint
 from deepseek_train.train.step import evaluate, train_step
@@ -49,6 +50,11 @@ def train(job: Job, folder: Path) -> None:
     stop = StopRequest(config.train.stop_after_seconds)
     progress, wandb_id = Progress(), None
     checkpoint = _newest(root)
+    if checkpoint is None and (config.resume == "must" or any(root.glob("step-*"))):
+        raise CheckpointError(
+            f"no checkpoint in {root} is whole (a checkpoint without a valid manifest.json does not count). Mend or "
+            f"remove that folder, or start afresh with resume=never."
+        )
     if checkpoint is not None:
         progress, wandb_id = load_checkpoint(job, checkpoint)
     observer = open_observer(config, job.layout, job.place.rank, folder, progress, wandb_id)
@@ -63,10 +69,11 @@ def train(job: Job, folder: Path) -> None:
         return
 
     timeline: tuple[int, Timeline] | None = None
+    traced_step = min(TRACED_STEP, steps_to(config, job.layout, progress.tokens))
     finished = stopping = False
     with observer.monitor as monitor:
         for session_step in range(1, 1 << 62):
-            progress, metrics = train_step(job, progress, traced=session_step == TRACED_STEP)
+            progress, metrics = train_step(job, progress, traced=session_step == traced_step)
             monitor.step(metrics)
             if metrics.timeline is not None:
                 timeline = metrics.step, metrics.timeline
@@ -82,7 +89,8 @@ def train(job: Job, folder: Path) -> None:
     sample = _sample(job, observer) if finished else None
     observer.report(progress, timeline, sample)
     if stopping:
-        observer.say(f"stopped after step {progress.step}; the same command goes on from there")
+        again = "the same command" + (", without resume=never," if config.resume == "never" else "")
+        observer.say(f"stopped after step {progress.step}; {again} goes on from there")
 
 
 def _newest(root: Path) -> Path | None:

@@ -18,7 +18,7 @@ from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters
 from deepseek_train.train.batching import microbatches_for
-from deepseek_train.train.folder import METRICS_FILE, config_yaml
+from deepseek_train.train.folder import CONFIG_FILE, METRICS_FILE, config_yaml
 from deepseek_train.train.state import Progress
 
 
@@ -77,7 +77,9 @@ def open_observer(
         return Observer(config, layout, folder, Monitor(()), False, wandb_id)
     print(f"{config.name}: {describe(config, layout)}", flush=True)
     if torch.cuda.is_available():
-        print(f"weight gradients: {'apex' if fused_accumulate else 'torch'}", flush=True)
+        fused = fused_accumulate is not None and config.precision.params == "bf16"
+        print(f"weight gradients: {'apex' if fused else 'torch'}", flush=True)
+    (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
     m = config.monitor
     steps = progress.step + steps_to(config, layout, progress.tokens)
     gpu = GpuProbe().sample if config.cluster.device != "cpu" else None

@@ -13,13 +13,15 @@ from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.loader import TokenSource
 from deepseek_train.data.manifest import MANIFEST_FILE
+from deepseek_train.data.prepare import check_prepared
 from deepseek_train.schedule.catalog import problems as schedule_problems
 from deepseek_train.spec.layout import ParallelLayout
-from deepseek_train.train.batching import microbatches_for
+from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
 
 # A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
-_FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed")
+_FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed", "data")
+_MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments want torchrun
 
 
 def resolve_layout(config: RunConfig, world_size: int | None) -> ParallelLayout:
@@ -35,7 +37,12 @@ def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
     if found:
         return found  # the rest computes with these numbers
     layout = resolve_layout(config, world_size)
-    return [*_layout(config, layout, world_size), *_batch(config, layout), *_folder(config), *_data(config)]
+    return [
+        *_layout(config, layout, world_size),
+        *_batch(config, layout),
+        *_folder(config),
+        *data_problems(config, layout),
+    ]
 
 
 def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -> list[Problem]:
@@ -47,6 +54,11 @@ def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -
                 f"{world_size} ranks were started, the layout needs pp {layout.pp} x dp {layout.dp} = {layout.world}",
                 "Start that many (torchrun --nproc-per-node), or change parallel.pp or parallel.dp.",
             )
+        )
+    if world_size is None and layout.world > _MOST_LOCAL_RANKS:
+        what = f"{layout.world} ranks (pp {layout.pp} x dp {layout.dp}) on this one machine"
+        found.append(
+            Problem("parallel", what, "Start them with torchrun on all nodes: launch/multi_node_torchrun.sh.")
         )
     if layout.dp % layout.ep:
         found.append(
@@ -95,6 +107,10 @@ def _folder(config: RunConfig) -> list[Problem]:
         return []
     before: dict[str, Any] = yaml.safe_load(saved.read_text())
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))
+    for groups in (before, now):
+        groups.get("data", {}).pop(
+            "path", None
+        )  # data may have moved; that it is the same is checked by its hash
     changed = [group for group in _FIXED_ON_RESUME if before.get(group) != now[group]]
     return [
         Problem(
@@ -113,15 +129,20 @@ def _difference(before: Any, now: Any) -> str:
     return f"was {before}, is {now}"
 
 
-def _data(config: RunConfig) -> list[Problem]:
-    """Missing data is no problem here: the command prepares it, or says how."""
+def data_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
+    """Problems of prepared data. Missing data is none here: the command prepares it, or says how."""
     if not (Path(config.data.path) / MANIFEST_FILE).exists():
         return []
     try:
+        check_prepared(config.data)
         open_source(config, "train")
-        open_source(config, "validation")
+        held_out = open_source(config, "validation").num_sequences
     except DataError as error:
         return [Problem(f"data ({error.where})", error.what, error.mend)]
+    wanted = eval_microbatches(config) * layout.dp * config.train.microbatch_size
+    if wanted > held_out:
+        what = f"an evaluation takes {wanted} sequences, {held_out} are held out"
+        return [Problem("train.eval_microbatches", what, "Lower it, or prepare more text for validation.")]
     return []
 
 

@@ -29,7 +29,11 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     config, layout = job.config, job.layout
     num_microbatches = microbatches_for(config, layout, progress.tokens)
     num_total = num_microbatches * layout.dp
-    lr = value_at(config.optim.lr, progress.tokens)
+    sequences = num_total * config.train.microbatch_size
+    tokens = sequences * config.data.sequence_length
+    lr = value_at(
+        config.optim.lr, progress.tokens + tokens
+    )  # a warm-up from 0 moves weights from its first step on
     mtp_weight = value_at(config.optim.mtp_weight, progress.tokens)
     scales = LossScales(
         main=1.0 / num_total,
@@ -55,8 +59,6 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         for layer, bias in job.router_biases():
             update_bias(bias, totals.load_LE[_row(job, layer)], speed)
 
-    sequences = num_total * config.train.microbatch_size
-    tokens = sequences * config.data.sequence_length
     timeline = _gather_timeline(job, trace) if trace is not None else None
     seconds = time.perf_counter() - started
     after = progress.after(sequences, tokens, seconds)
@@ -80,14 +82,15 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
 
 
 def evaluate(job: Job, progress: Progress) -> EvalMetrics:
-    """Mean loss over the first sequences of the validation split, the same ones every time."""
+    """Mean loss over the first sequences of the validation split, the same ones every time
+    in one layout."""
     config, layout = job.config, job.layout
 
     def batch_of(microbatch: int) -> MicroBatch:
         numbers = sequence_numbers(0, microbatch, layout, job.mesh.dp_rank, config.train.microbatch_size)
         return MicroBatch(torch.from_numpy(job.validation_source.sequences(numbers)).to(job.place.device))
 
-    totals = _total(job, job.executor.run(job.evaluation_schedule(), batch_of, None))
+    totals = _total(job, job.executor.run(job.evaluation, batch_of, None))
     count = job.placement.num_microbatches * layout.dp
     return EvalMetrics(
         step=progress.step,

@@ -1,14 +1,16 @@
 """Every YAML file in ``configs/`` parses into the schema, and every experiment passes the checks of a launch."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
+from deepseek_train.cli.train import USAGE
 from deepseek_train.config.curve import value_at
 from deepseek_train.config.parse import ConfigError
 from deepseek_train.spec.weights import all_weights, count_parameters
-from deepseek_train.train.preflight import preflight
+from deepseek_train.train.preflight import preflight, resolve_layout
 
 GROUP_FILES = sorted(p for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "experiment")
 EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))
@@ -26,7 +28,7 @@ def test_every_experiment_could_start(name: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     config = compose_config([f"experiment={name}", *DATA])
     assert config.name == name
-    assert preflight(config, None) == []
+    assert preflight(config, resolve_layout(config, None).world) == []
 
 
 def test_the_recipe_of_deepseek_v3() -> None:
@@ -64,3 +66,40 @@ def test_keys_that_no_yaml_mentions_can_be_overridden() -> None:
 def test_curves_follow_the_length_of_the_run() -> None:
     lr = compose_config(["experiment=tiny", "train.total_tokens=1e6"]).optim.lr
     assert lr.segments[-1].until == 1_000_000
+
+
+COMMAND = re.compile(
+    r" *(?:deepseek-train|torchrun .*deepseek_train\.cli\.train) ([^\[<#]*?)(?:  |\.\.\.|#|$)"
+)
+
+
+def shown_commands() -> list[list[str]]:
+    """Arguments of every `deepseek-train` and torchrun line in README and usage, as a reader would type them."""
+    root = Path(__file__).parents[2]
+    found = []
+    for text in ((root / "README.md").read_text(), USAGE):
+        for line in text.splitlines():
+            match = COMMAND.match(line)
+                r" *(?:deepseek-train|torchrun .*deepseek_train\.cli\.train) ([^\[<#]*?)(?:  |\.\.\.|#|$)",
+                line,
+            )
+            if match:
+                found.append([a for a in match[1].split() if a != "--cfg"])
+    return found
+
+
+@pytest.mark.parametrize("arguments", shown_commands(), ids=" ".join)
+def test_commands_that_are_shown_could_start(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose_config(arguments or ["experiment=tiny"])
+    if config.name != "deepseek_v3":
+        assert preflight(config, None) == []
+
+
+def test_2048_ranks_are_not_started_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (problem,) = preflight(compose_config(["experiment=deepseek_v3", *DATA]), None)
+    assert "2048 ranks" in problem.what
+    assert "torchrun" in problem.mend

@@ -5,6 +5,7 @@ The same rows travel back in combine, already summed over the experts of a rank.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deepseek_train.parallel.exchange import ExpertGroup, exchange
@@ -39,8 +40,7 @@ def expand(dispatched: Dispatched) -> tuple[Tensor, Tensor]:
 
 def reduce(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
     """Sums the assignments of each received row: y_RD, the reverse of ``expand``."""
-    y_RD = y_AD.new_zeros(plan.num_received, y_AD.shape[-1])
-    return y_RD.index_add(0, plan.assignment_to_row_A, y_AD)
+    return _summed(y_AD, plan.assignment_to_row_A, plan.num_received)
 
 
 def combine(y_RD: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensor:
@@ -48,5 +48,11 @@ def combine(y_RD: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensor:
     if group.size == 1:
         return y_RD
     y_SD = exchange(y_RD, plan.receive_P, plan.send_P, group)
-    y_ND = y_SD.new_zeros(plan.num_tokens, y_SD.shape[-1])
-    return y_ND.index_add(0, plan.sent_to_token_S, y_SD)
+    return _summed(y_SD, plan.sent_to_token_S, plan.num_tokens)
+
+
+def _summed(rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:
+    """Sums of rows, accumulated in FP32 (FP64 for FP64 rows), rounded once."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    sums = rows.new_zeros(num_sums, rows.shape[-1], dtype=wide)
+    return sums.index_add(0, rows_to_sums, rows.to(wide)).to(rows.dtype)

@@ -41,7 +41,7 @@ class DispatchPlan:
 @torch.no_grad()
 def make_plan(expert_ids_NK: Tensor, num_experts: int, group: ExpertGroup) -> DispatchPlan:
     """Plan for tokens routed to ``expert_ids_NK``; rank p holds experts [p E/P, (p+1) E/P). Collective over the group.
-    Dropless: every assignment is served. Waits for the device once, for the row counts."""
+    Dropless: every assignment is served. Waits for the device: row counts are needed on the host."""
     num_tokens, top_k = expert_ids_NK.shape
     per_rank = num_experts // group.size
     if group.size == 1:
