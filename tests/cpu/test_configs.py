@@ -80,9 +80,6 @@ def shown_commands() -> list[list[str]]:
     for text in ((root / "README.md").read_text(), USAGE):
         for line in text.splitlines():
             match = COMMAND.match(line)
-                r" *(?:deepseek-train|torchrun .*deepseek_train\.cli\.train) ([^\[<#]*?)(?:  |\.\.\.|#|$)",
-                line,
-            )
             if match:
                 found.append([a for a in match[1].split() if a != "--cfg"])
     return found
