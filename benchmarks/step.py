@@ -66,7 +66,7 @@ def _shipped(name: str, **changes: int) -> ModelConfig:
 SIZES = {
     "tiny": Size(_shipped("tiny"), batch=8, length=128),  # what `make train` trains
     "small": Size(
-        _shipped("tiny", hidden_size=256, num_layers=4, dense_ffn_size=768, num_routed_experts=16, experts_per_token=4),
+        _shipped("tiny", hidden_size=256, num_layers=4, dense_ffn_size=768, num_routed_experts=16),
         batch=4,
         length=256,
     ),
