@@ -16,7 +16,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN if [ -n "${APEX_REF}" ]; then \
         APEX_CPP_EXT=1 APEX_CUDA_EXT=1 python3 -m pip install --no-build-isolation \
             "apex @ git+https://github.com/NVIDIA/apex.git@${APEX_REF}" \
-        && python3 -c "from apex.optimizers import FusedAdam"; \
+        && python3 -c "import torch; from fused_weight_gradient_mlp_cuda import wgrad_gemm_accum_fp32"; \
     fi
 
 WORKDIR /workspace/deepseek_train

@@ -75,12 +75,11 @@ class PieceSavePlanner(SavePlanner):
 class PieceLoadPlanner(LoadPlanner):
     """Every piece is put together from whatever chunks of its tensor were stored.
 
-    Unless ``partial``, a stored tensor that no rank asks for is an error: it would be lost at the next save.
+    A stored tensor that no rank asks for is an error: it would be lost at the next save.
     """
 
-    def __init__(self, snapshot: Snapshot, partial: bool) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._partial = partial
         self._tensors: dict[tuple[str, int], Tensor] = {}
         self._stored: dict[str, Any] = {}
 
@@ -102,11 +101,10 @@ class PieceLoadPlanner(LoadPlanner):
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
         asked = {item.dest_index.fqn for plan in global_plan for item in plan.items}
-        if not self._partial:
-            _raise_any(
-                f"{name!r} is in the checkpoint, but no rank asks for it"
-                for name in sorted(self._stored.keys() - asked)
-            )
+        _raise_any(
+            f"{name!r} is in the checkpoint, but no rank asks for it"
+            for name in sorted(self._stored.keys() - asked)
+        )
         return global_plan
 
     def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:

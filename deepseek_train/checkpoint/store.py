@@ -51,15 +51,14 @@ def newest(root: Path) -> Path | None:
     return next(iter(committed(root)), None)
 
 
-def load(path: Path, snapshot: Snapshot, *, partial: bool = False) -> dict[str, Any]:
+def load(path: Path, snapshot: Snapshot) -> dict[str, Any]:
     """Fill the snapshot's tensors in place from a checkpoint of any layout; returns its facts. Collective.
 
-    All files are checked first, each by one rank. ``partial`` lets tensors be in the checkpoint that no rank
-    asks for.
+    All files are checked first, each by one rank.
 
     Raises CheckpointError on every rank when a file is missing or damaged (names file, expected, found), when
-    a tensor is missing or has another size or type (names it); no tensor was touched then. Should the disk
-    itself fail after the checks, tensors may be half filled.
+    a tensor is missing, has another size or type or is asked for by no rank (names it); no tensor was touched
+    then. Should the disk itself fail after the checks, tensors may be half filled.
     """
 
     def check() -> tuple[int, dict[str, Any]]:
@@ -77,5 +76,5 @@ def load(path: Path, snapshot: Snapshot, *, partial: bool = False) -> dict[str, 
         return found
 
     _, facts = together(check, same)
-    read_tensors(path, snapshot, partial=partial)
+    read_tensors(path, snapshot)
     return facts

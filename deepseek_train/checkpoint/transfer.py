@@ -53,10 +53,10 @@ def write_tensors(folder: Path, snapshot: Snapshot) -> dict[str, FileRecord]:
     return together(write, finish)
 
 
-def read_tensors(folder: Path, snapshot: Snapshot, *, partial: bool) -> None:
+def read_tensors(folder: Path, snapshot: Snapshot) -> None:
     """Fill all ranks' tensors in place, whichever ranks wrote them. Nothing is touched unless all fit.
     Collective."""
-    reader, planner = FileSystemReader(folder), PieceLoadPlanner(snapshot, partial)
+    reader, planner = FileSystemReader(folder), PieceLoadPlanner(snapshot)
 
     def propose() -> LoadPlan:
         metadata = reader.read_metadata()

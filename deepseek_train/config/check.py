@@ -1,5 +1,6 @@
 """Rules that concern more than one field of the configuration: every problem at once, each with its mend."""
 
+import math
 from collections.abc import Iterator
 from typing import get_type_hints
 
@@ -34,10 +35,11 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
             f"{m.num_dense_layers} dense layers in a model of {m.num_layers} layers",
             f"Use at most num_layers = {m.num_layers}.",
         )
-    if m.qk_rope_head_dim % 2:
-        yield Problem(
-            "model.qk_rope_head_dim", f"{m.qk_rope_head_dim} is odd", "RoPE turns pairs: use an even size."
-        )
+    # RoPE's pairs begin behind the latter two.
+    for name in ("qk_rope_head_dim", "qk_nope_head_dim", "kv_lora_rank"):
+        if getattr(m, name) % 2:
+            mend = "RoPE turns pairs, at even places: use an even size."
+            yield Problem(f"model.{name}", f"{getattr(m, name)} is odd", mend)
     groups = m.num_expert_groups
     if min(groups, m.num_routed_experts, m.expert_groups_per_token) < 1:
         return  # said above
@@ -117,11 +119,15 @@ def _curves(o: OptimConfig) -> Iterator[Problem]:
                 )
             since = segment.until
         values = [curve.start] + [s.to for s in curve.segments if s.to is not None]
-        if min(values) < (1 if name == "batch_size" else 0):
+        if not all(map(math.isfinite, values)):
+            yield Problem(f"optim.{name}", f"is not finite: {values}", "Give finite numbers.")
+        elif min(values) < (1 if name == "batch_size" else 0):
             yield Problem(f"optim.{name}", f"falls to {min(values)}", "Keep it positive.")
     for name in ("beta1", "beta2"):
         if not 0.0 <= getattr(o, name) < 1.0:
             yield Problem(f"optim.{name}", f"{getattr(o, name)} is not in [0, 1)", "V3 uses 0.9 and 0.95.")
+    if not 0.0 < o.eps < math.inf:
+        yield Problem("optim.eps", f"{o.eps} is not a positive number", "V3 uses 1e-8.")
 
 
 def _rest(run: RunConfig) -> Iterator[Problem]:
@@ -129,12 +135,22 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
     yield from _positive("monitor", ("log_every",), run.monitor)
     yield from _positive("data", ("sequence_length", "max_megabytes"), run.data)
     yield from _positive("checkpoint", ("keep",), run.checkpoint)
+    counts = ("gpus_per_node", "timeout_seconds", "rendezvous_seconds", "threads_per_rank")
+    yield from _positive("cluster", counts, run.cluster)
     for where, value in (
         ("checkpoint.every", run.checkpoint.every),
         ("train.eval_every", run.train.eval_every),
     ):
         if value < 0:
             yield Problem(where, f"is negative ({value})", "Use 0 for 'only at the end'.")
+    if run.train.sample_tokens < 0:
+        yield Problem("train.sample_tokens", f"is negative ({run.train.sample_tokens})", "Use 0 for none.")
+    if not 1 <= run.data.validation_percent <= 99:
+        yield Problem(
+            "data.validation_percent",
+            f"{run.data.validation_percent} leaves nothing to train on or nothing to evaluate on",
+            "Use a whole number from 1 to 99.",
+        )
     if not 0.0 <= run.data.fim_rate <= 1.0:
         yield Problem("data.fim_rate", f"{run.data.fim_rate} is not a share", "Use a number from 0 to 1.")
     if run.precision.moments == "bf16" and run.optim.beta2 > 0.996:

@@ -64,7 +64,7 @@ def unknown_key(key: str, candidates: list[str]) -> Problem:
         c for c in candidates if c.rsplit(".", 1)[-1] == last
     ]
     near = near or get_close_matches(last, [c for c in candidates if "." not in c], 1, 0.5)
-    mend = f"Did you mean '{near[0]}'?" if near else "`deepseek-train --cfg job` prints every key."
+    mend = f"Did you mean '{near[0]}'?" if near else "`deepseek-train --cfg` prints every key."
     return Problem(key, "no such key", mend)
 
 

@@ -1,10 +1,12 @@
 """The layout's groups of ranks as process groups.
 
-Every rank creates the same number of groups in the same order (a group of one where it has no part), so creation needs
-no world-wide meeting and names agree between the members of a group.
+Every rank creates the same number of groups in the same order (a group of one where it has no part). Correctness
+needs this: on NCCL with a bound device every ``new_group`` splits the world's communicator, so all ranks of the world
+meet in each creation; on gloo the members of a group find each other by its name, which counts the creations.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -44,41 +46,49 @@ class ParallelMesh:
 
 
 def make_mesh(
-    layout: ParallelLayout, placement: Placement, rank: int, *, embeds: tuple[int, ...], check_splits: bool
+    layout: ParallelLayout,
+    placement: Placement,
+    rank: int,
+    *,
+    embeds: tuple[int, ...],
+    check_splits: bool,
+    timeout_seconds: float = 600,
 ) -> ParallelMesh:
-    """Creates this rank's groups (collective). ``embeds``: the stages that hold the embedding."""
+    """Creates this rank's groups (collective). ``embeds``: the stages that hold the embedding; ``timeout_seconds``:
+    the patience of every collective in these groups."""
+    mine = placement.stages_of(layout.pp_rank(rank))
+    assert len({len(placement.stages_of(p)) for p in range(layout.pp)}) == 1, "unequal numbers of groups"
+
+    def group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
+        timeout = timedelta(seconds=timeout_seconds)
+        made: dist.ProcessGroup = dist.new_group(list(ranks), timeout=timeout, use_local_synchronization=True)
+        return made
+
+    def replicas(ranks: tuple[int, ...], existing: dict[int, ReplicaGroup]) -> ReplicaGroup:
+        """Always creates a group, to keep counts equal between ranks, but hands out the one that exists."""
+        new = ReplicaGroup(ranks, group(ranks))
+        return next((replica for replica in existing.values() if replica.ranks == ranks), new)
+
     pipeline = layout.pipeline_group(rank)
     links = Links(
-        down=_group(pipeline),
-        up=_group(pipeline),
+        down=group(pipeline),
+        up=group(pipeline),
         ranks=pipeline,
         me=layout.pp_rank(rank),
     )
     expert_group = ExpertGroup(
-        _group(layout.expert_group(rank)), layout.ep_rank(rank), layout.ep, check_splits
+        group(layout.expert_group(rank)), layout.ep_rank(rank), layout.ep, check_splits
     )
 
-    mine = placement.stages_of(layout.pp_rank(rank))
-    # Slots, not stages: every rank makes as many groups, and a mirrored pair's two stages share theirs.
+    # As many groups on every rank, although a mirrored pair's two stages share theirs.
     dense: dict[int, ReplicaGroup] = {}
     experts: dict[int, ReplicaGroup] = {}
-    for slot in range(max(len(placement.stages_of(p)) for p in range(layout.pp))):
-        holders = placement.holders_of(mine[slot])
-        dense[mine[slot]] = _replicas(layout.dense_replicas(holders), dense)
-        experts[mine[slot]] = _replicas(layout.expert_replicas(holders, layout.ep_rank(rank)), experts)
+    for stage in mine:
+        holders = placement.holders_of(stage)
+        dense[stage] = replicas(layout.dense_replicas(holders), dense)
+        experts[stage] = replicas(layout.expert_replicas(holders, layout.ep_rank(rank)), experts)
 
     holders = tuple(sorted({p for stage in embeds for p in placement.holders_of(stage)}))
     holds = layout.pp_rank(rank) in holders
-    embedding = _replicas(layout.dense_replicas(holders) if holds else (rank,), dense)
+    embedding = replicas(layout.dense_replicas(holders) if holds else (rank,), dense)
     return ParallelMesh(layout, rank, links, expert_group, dense, experts, embedding if holds else None)
-
-
-def _replicas(ranks: tuple[int, ...], existing: dict[int, ReplicaGroup]) -> ReplicaGroup:
-    """Always creates a group, to keep counts equal between ranks, but hands out the one that exists."""
-    group = _group(ranks)
-    known = next((replica for replica in existing.values() if replica.ranks == ranks), None)
-    return known or ReplicaGroup(ranks, group)
-
-
-def _group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
-    return dist.new_group(list(ranks), use_local_synchronization=True)

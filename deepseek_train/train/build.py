@@ -90,6 +90,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         place.rank,
         embeds=tuple(spec.index for spec in specs if spec.embeds),
         check_splits=config.parallel.check_splits,
+        timeout_seconds=config.cluster.timeout_seconds,
     )
     queue = WeightGradQueue()
     context = ModelContext(model, queue, mesh.expert_group, place.device, dtype)

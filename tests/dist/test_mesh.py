@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from deepseek_train.parallel.mesh import ReplicaGroup, make_mesh
 from deepseek_train.parallel.p2p import Links
+from deepseek_train.schedule.action import Placement
+from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import split_layers
 from tests.dist.grid import Case
 from tests.harness import run_ranks
@@ -132,6 +134,30 @@ def test_stages_with_the_same_holders_share_a_group(seen: dict[Case, list[Seen]]
                 assert len(mesh.dense) == 2
                 assert len(groups) == 1
                 assert mesh.embedding is None or mesh.embedding.same_as in groups
+
+
+def test_ranks_with_unequal_numbers_of_stages_are_refused() -> None:
+    """They would create unequal numbers of groups."""
+    placement = Placement(num_ranks=2, num_microbatches=1, ranks_SX=((0,), (0,), (1,)))
+    with pytest.raises(AssertionError, match="unequal"):
+        make_mesh(ParallelLayout(2, 1, 1), placement, 0, embeds=(0,), check_splits=False)
+
+
+def lose_patience(rank: int, _world_size: int, case: Case, done: Path) -> None:
+    """Rank 1 does not come."""
+    mesh = make_mesh(case.layout, case.placement, rank, embeds=(0,), check_splits=False, timeout_seconds=0.5)
+    if rank == 0:
+        with pytest.raises(RuntimeError, match="(?i)timed out"):
+            dist.all_reduce(torch.ones(1), group=mesh.dense[0].group)
+        with pytest.raises(RuntimeError, match="(?i)timed out"):
+            mesh.links.receive((1,), torch.float32, torch.device("cpu"), 1).wait()
+        done.touch()
+    while not done.exists():
+        time.sleep(0.01)
+
+
+def test_groups_have_the_patience_that_was_asked_for(tmp_path: Path) -> None:
+    run_ranks(lose_patience, 2, Case("dualpipe", 2, dp=1, ep=1, mtp=0), tmp_path / "done")
 
 
 # --- links ----------------------------------------------------------------------------------------------------
