@@ -70,6 +70,18 @@ SIZES = {
         batch=4,
         length=256,
     ),
+    "v3-like": Size(  # the routing of DeepSeek-V3 (top 8 in 4 of 8 groups) and longer sequences
+        _shipped(
+            "tiny",
+            num_routed_experts=64,
+            experts_per_token=8,
+            num_expert_groups=8,
+            expert_groups_per_token=4,
+            expert_ffn_size=32,
+        ),
+        batch=2,
+        length=1024,
+    ),
 }
 
 

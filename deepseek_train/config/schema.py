@@ -42,7 +42,9 @@ class ModelConfig:
     expert_ffn_size: int
     experts_per_token: int  # top-k
     num_expert_groups: int  # V3: 8, one per node
-    expert_groups_per_token: int  # node limit M (V3: 4). K / M = 2 as in V3 if transformers is to route alike: it is fixed there
+    expert_groups_per_token: (
+        int  # node limit M (V3: 4). K / M = 2 as in V3 if transformers is to route alike: it is fixed there
+    )
     routed_scale: float  # factor on the normalised routing weights (V3: 2.5)
     mtp_depth: int = 0  # multi-token-prediction modules (V3: 1)
     norm_eps: float = 1e-6
