@@ -9,9 +9,7 @@ one process and take turns (A B C A B C ...), so that whatever else the machine 
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +26,7 @@ from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
+from deepseek_train.monitor.machine import machine_facts
 from deepseek_train.optim.groups import WeightGroup
 from deepseek_train.optim.replicated import Replicated
 from deepseek_train.parallel.p2p import Links
@@ -196,27 +195,12 @@ def race(name: str, threads: int, rounds: int) -> list[Result]:
 
 
 def machine() -> dict[str, str]:
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=RESULTS.parent,
-    ).stdout.strip()
+    facts = machine_facts()
     return {
-        "cpu": f"{model}, {os.cpu_count()} logical CPUs",
-        "python": platform.python_version(),
-        "torch": version("torch"),
+        "cpu": f"{facts.cpu}, {facts.cores} cores",
+        **dict(facts.versions),
         "transformers": version("transformers"),
-        "revision": revision or "unknown",
+        "revision": facts.git_revision or "unknown",
     }
 
 
