@@ -145,6 +145,6 @@ def _legend(figure: Figure, kinds: set[Kind], two_directions: bool, pairs_drawn:
         else:
             handles.append(Patch(color=down, label=_NAMES[kind]))
     if pairs_drawn:
-        handles.append(Patch(facecolor="white", edgecolor=INK, linewidth=1.1, label="overlapped pair"))
+        handles.append(Patch(facecolor="white", edgecolor=INK, linewidth=1.1, label="forward-backward pair"))
     handles.append(Patch(color=_IDLE, label="idle"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
