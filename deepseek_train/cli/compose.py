@@ -57,7 +57,8 @@ def _sort_out(overrides: list[str]) -> tuple[list[str], list[Problem]]:
         try:
             override = parser.parse_override(text)
         except HydraException:
-            problems.append(Problem(text, "not an override", "Write key=value, for example parallel.pp=2."))
+            mend = "Write key=value, for example parallel.pp=2; quote text that has signs in it: 'key=\"def f(x):\"'."
+            problems.append(Problem(text, "not an override", mend))
             continue
         problem = _problem(override, keys, groups)
         if problem is not None:

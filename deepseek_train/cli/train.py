@@ -54,6 +54,7 @@ def run(argv: list[str]) -> int:
         if problems:
             raise ConfigError(problems)
         layout = resolve_layout(config, world_size)
+        choose_device(config, layout)
         prepare_data(config, layout, under_torchrun=under_torchrun)
     except (ConfigError, DataError) as error:
         if (
@@ -61,7 +62,6 @@ def run(argv: list[str]) -> int:
         ):  # once on every node: what is wrong may be wrong only there
             print(error, file=sys.stderr)
         return 2
-    choose_device(config, layout)
     if under_torchrun or layout.world == 1:
         return call(f"{RANK}:rank_main", argv)
     threads = config.cluster.threads_per_rank
@@ -79,6 +79,9 @@ def choose_device(config: RunConfig, layout: ParallelLayout) -> None:
         else len(visible.split(",")) * bool(visible)
     )
     device = config.cluster.device
+    if device == "cuda" and gpus < local_ranks:
+        what = f"cuda is asked for, but there are {gpus} GPUs for {local_ranks} ranks on this machine"
+        raise ConfigError([Problem("cluster.device", what, "Write auto or cpu, or start fewer ranks.")])
     if device == "auto" and 0 < gpus < local_ranks:
         print(f"{gpus} GPUs for {local_ranks} ranks: running on CPUs", flush=True)
     if device == "cpu" or (device == "auto" and gpus < local_ranks):

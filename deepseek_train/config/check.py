@@ -10,7 +10,9 @@ from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig, 
 
 def check(run: RunConfig) -> list[Problem]:
     """All problems of a parsed configuration that need no other room to be seen. Empty: it is sound."""
-    return [*_model(run.model), *_parallel(run), *_curves(run.optim), *_rest(run)]
+    first = [*_model(run.model), *_parallel(run), *_rest(run)]
+    # Curves are often given as shares of the run: no point in speaking of them while its length is wrong.
+    return first if run.train.total_tokens < 1 else [*first, *_curves(run.optim)]
 
 
 def _positive(where: str, names: tuple[str, ...], group: object) -> Iterator[Problem]:
@@ -131,6 +133,11 @@ def _curves(o: OptimConfig) -> Iterator[Problem]:
 
 
 def _rest(run: RunConfig) -> Iterator[Problem]:
+    for where, text in (("name", run.name), ("run_dir", run.run_dir), ("data.path", run.data.path)):
+        if not text or text == "???":
+            yield Problem(where, "is not given", f"Write {where}=... on the command line.")
+    if run.optim.clip_norm < 0:
+        yield Problem("optim.clip_norm", f"is negative ({run.optim.clip_norm})", "Use 0 to never clip.")
     yield from _positive("train", ("total_tokens", "microbatch_size", "eval_microbatches"), run.train)
     yield from _positive("monitor", ("log_every",), run.monitor)
     yield from _positive("data", ("sequence_length", "max_megabytes"), run.data)

@@ -34,6 +34,8 @@ class ConfigError(ValueError):
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
+_EXAMPLES = {int: "Write 20_000 or 2e4.", float: "Write 0.1 or 1e-4.", bool: "Write true or false."}
+
 _FAILED = object()  # stands for a value that could not be built; its problem has been noted
 
 
@@ -70,9 +72,8 @@ def unknown_key(key: str, candidates: list[str]) -> Problem:
 
 def _dataclass(kind: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(
-            Problem(where, f"expected a group of keys, found {value!r}", "Indent its keys below it.")
-        )
+        mend = f"It has keys of its own: {where}.{next(iter(get_type_hints(kind)))}=..."
+        problems.append(Problem(where, f"expected a group of keys, found {value!r}", mend))
         return _FAILED
     hints = get_type_hints(kind)
     prefix = f"{where}." if where else ""
@@ -111,7 +112,11 @@ def _value(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     scalar = _scalar(hint, value)
     if scalar is _FAILED:
         problems.append(
-            Problem(where, f"expected {hint.__name__}, found {value!r}", f"Give a {hint.__name__}.")
+            Problem(
+                where,
+                f"expected {hint.__name__}, found {value!r}",
+                _EXAMPLES.get(hint, "Give another value."),
+            )
         )
     return scalar
 

@@ -124,7 +124,7 @@ def _reuse(folder: Path, settings: Settings) -> Manifest:
         raise DataError(
             "the tokens here were prepared with other settings: " + "; ".join(differing),
             str(folder),
-            "choose another data.path, ask for the same settings, or remove the folder to prepare anew",
+            "to use them as they are, say data.source=null; to prepare these settings, choose another data.path",
         )
     return manifest
 

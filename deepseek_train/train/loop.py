@@ -63,8 +63,9 @@ def train(job: Job, folder: Path) -> None:
     if progress.tokens >= config.train.total_tokens:
         observer.monitor.close()
         observer.say(
-            f"this run is complete. Raise train.total_tokens to go on, or start afresh with resume=never (which "
-            f"moves {folder} aside)."
+            f"this run is complete: {progress.tokens} tokens of {config.train.total_tokens} asked for. Raise "
+            f"train.total_tokens to go on (curves that are shares of it stretch), or start afresh with resume=never "
+            f"(which moves {folder} aside)."
         )
         return
 

@@ -75,7 +75,7 @@ def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     unit = layout.dp * config.train.microbatch_size
     starts = [0, *(segment.until for segment in config.optim.batch_size.segments)]
     if pipeline := schedule_problems(config.schedule.name, layout.pp, 2 * layout.pp):
-        return [Problem("parallel.pp", "; ".join(pipeline), "Or choose schedule.name=1f1b.")]
+        return [Problem("parallel.pp", "; ".join(pipeline), "Or write schedule=1f1b.")]
     for tokens in starts:
         if not microbatches_for(config, layout, tokens):
             needed = next(m for m in count(1) if not schedule_problems(config.schedule.name, layout.pp, m))
@@ -84,7 +84,10 @@ def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
                 f"need {needed} micro-batches of {config.train.microbatch_size} sequences on each of {layout.dp} "
                 "data-parallel ranks"
             )
-            mend = f"Use at least {needed * unit} sequences, or a smaller train.microbatch_size."
+            mend = f"Write optim.batch_size.start={needed * unit} or more"
+            if config.train.microbatch_size > 1:
+                mend += ", or a smaller train.microbatch_size"
+            mend += "."
             return [Problem("optim.batch_size", what, mend)]
     return []
 
@@ -141,8 +144,10 @@ def data_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
         return [Problem(f"data ({error.where})", error.what, error.mend)]
     wanted = eval_microbatches(config) * layout.dp * config.train.microbatch_size
     if wanted > held_out:
-        what = f"an evaluation takes {wanted} sequences, {held_out} are held out"
-        return [Problem("train.eval_microbatches", what, "Lower it, or prepare more text for validation.")]
+        what = f"an evaluation takes {wanted} sequences of {config.data.sequence_length} tokens, {held_out} exist"
+        most = held_out // (layout.dp * config.train.microbatch_size) // 2 * 2
+        mend = f"Use at most {most}" if most else "Lower data.sequence_length"
+        return [Problem("train.eval_microbatches", what, f"{mend}, or prepare more text for validation.")]
     return []
 
 

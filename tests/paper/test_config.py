@@ -144,4 +144,4 @@ def test_missing_keys_and_all_problems_at_once() -> None:
 
 def test_a_group_that_is_no_group() -> None:
     (problem,) = problems_of(RunConfig, mapping(train=[1]))
-    assert (problem.where, problem.mend) == ("train", "Indent its keys below it.")
+    assert (problem.where, problem.mend) == ("train", "It has keys of its own: train.total_tokens=...")

@@ -99,7 +99,7 @@ def test_check_reports_all_problems_of_all_groups() -> None:
     run = run_config(
         model__qk_rope_head_dim=3, parallel__ep=3, optim__beta1=2, data__fim_rate=-1, monitor__log_every=0
     )
-    assert [p.where.split(".")[0] for p in check(run)] == ["model", "parallel", "optim", "monitor", "data"]
+    assert [p.where.split(".")[0] for p in check(run)] == ["model", "parallel", "monitor", "data", "optim"]
 
 
 @example(16, 4, 0, 4)
