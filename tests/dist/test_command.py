@@ -128,7 +128,7 @@ def losses_and_loads(run: Path) -> list[list[object]]:
 WRONG = [
     (["modle.hidden_size=3"], ["modle.hidden_size", "model.hidden_size"]),
     (["parallel.pp=3", "model.num_layers=4"], ["parallel.pp", "even"]),
-    (["optim.batch_size.start=4"], ["optim.batch_size", "at least 8"]),
+    (["optim.batch_size.start=4"], ["optim.batch_size.start=8"]),
     (["parallel.dp=3"], ["parallel.ep", "does not divide"]),
     (["parallel.ep=3", "parallel.dp=3"], ["parallel.ep", "8 routed experts"]),
     (["model.num_expert_groups=5"], ["model.num_expert_groups", "divisor"]),
