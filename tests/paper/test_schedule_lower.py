@@ -20,7 +20,6 @@ from deepseek_train.schedule.lower import Link, Program, Receive, Send, link_of,
 from deepseek_train.schedule.text import from_text
 from tests.paper.schedules import V_PLACEMENT, schedules, training_schedules
 
-
 DOWN: Link = (0, 1, MessageKind.ACTIVATION)
 
 

@@ -1,7 +1,7 @@
 """Programs under NCCL's rule: a rank has one queue for each process group, and what is in a queue happens in turn.
 
-A pipeline has four groups: activations and gradients, to higher ranks and to lower ranks. A send or a receive blocks all
-behind it in its queue until the peer's queue has come to the same message.
+A pipeline has four groups: activations and gradients, to higher ranks and to lower ranks. A send or a receive blocks
+all behind it in its queue until the peer's queue has come to the same message.
 """
 
 from collections import defaultdict, deque
