@@ -22,12 +22,23 @@ class Send:
 
     message: Message
 
+    def __str__(self) -> str:
+        return f"send({_short(self.message)}>{self.message.target})"
+
 
 @dataclass(frozen=True)
 class Receive:
     """Post the receive of ``message``; the step that uses it waits for it."""
 
     message: Message
+
+    def __str__(self) -> str:
+        return f"receive({_short(self.message)}<{self.message.source})"
+
+
+def _short(message: Message) -> str:
+    """``2a0``: the activation of micro-batch 0 for stage 2; ``2g0`` its gradient."""
+    return f"{message.stage}{message.kind.value[0]}{message.microbatch}"
 
 
 Instruction = Step | Send | Receive

@@ -13,7 +13,9 @@ from deepseek_train.schedule.dataflow import Message, inputs_of, outputs_of
 from deepseek_train.schedule.lower import Instruction, Link, Program, Receive, Send
 
 
-def replay(placement: Placement, programs: tuple[Program, ...], windows: Mapping[Link, int]) -> dict[int, int]:
+def replay(
+    placement: Placement, programs: tuple[Program, ...], windows: Mapping[Link, int]
+) -> dict[int, int]:
     """For each rank that cannot go on for ever, the index of the instruction it is stuck at; empty: all reach the
     end. ``windows`` names every link; 0 counts as 1, as in ``parallel.p2p.Links``.
     """
@@ -33,7 +35,9 @@ def replay(placement: Placement, programs: tuple[Program, ...], windows: Mapping
     return {rank: done for rank, done in enumerate(done_R) if done < len(programs[rank])}
 
 
-_Event = tuple[str, Message | Link, int]  # ("sent", message, 0), ("made", message, 0), ("posted", link, how many)
+_Event = tuple[
+    str, Message | Link, int
+]  # ("sent", message, 0), ("made", message, 0), ("posted", link, how many)
 
 
 class _Machine:
