@@ -51,9 +51,9 @@ def lower(schedule: Schedule, *, prefetch: int = 1) -> tuple[Program, ...]:
 
     Which messages a step uses and produces: ``inputs_of`` and ``outputs_of`` (messages between stages of one
     rank need no send). Executing the programs cannot deadlock, even where a send completes only once its
-    receive is posted, as long as sends do not block the sender (see ``sends_in_flight``). Where a process group
-    runs its sends and receives one after the other (NCCL), that holds for ``prefetch`` 1 only
-    (tests/paper/test_schedule_queues.py).
+    receive is posted, as long as sends do not block the sender (see ``windows.send_windows``). Where a process group
+    runs its sends and receives one after the other (NCCL), that holds for ``prefetch`` 1 only, and for
+    interleaved 1F1B only with a group for each pair of ranks (tests/paper/test_schedule_queues.py).
     """
     receives: defaultdict[tuple[int, int], list[Receive]] = defaultdict(list)
     for (_, target), messages in _posts(schedule, prefetch).items():
