@@ -47,9 +47,26 @@ Program = tuple[Instruction, ...]
 Link = tuple[int, int, MessageKind]  # source rank, target rank
 
 
+Queue = tuple[MessageKind, bool, int]  # kind, towards higher ranks, parity of the source
+
+
 def link_of(message: Message) -> Link:
     """The link ``message`` travels on."""
     return message.source, message.target, message.kind
+
+
+def queue_of(kind: MessageKind, source: int, target: int) -> Queue:
+    """Messages of one queue share a process group. What a rank sends and what it receives in one direction never do:
+    a receive that waits may not stand before a send (NCCL works off a group's messages one after the other).
+    """
+    return kind, target > source, source % 2
+
+
+def all_queues() -> tuple[Queue, ...]:
+    """Every queue there can be, in one order on all ranks."""
+    return tuple(
+        (kind, rises, parity) for kind in MessageKind for rises in (True, False) for parity in (0, 1)
+    )
 
 
 def lower(schedule: Schedule, *, prefetch: int = 1) -> tuple[Program, ...]:
@@ -57,8 +74,8 @@ def lower(schedule: Schedule, *, prefetch: int = 1) -> tuple[Program, ...]:
 
     Which messages a step uses and produces: ``inputs_of`` and ``outputs_of`` (messages between stages of one
     rank need no send). Executing the programs cannot deadlock, even where a send completes only once its
-    receive is posted, as long as sends do not block the sender (see ``sends_in_flight``). Where a process group
-    runs its sends and receives one after the other (NCCL), that holds for ``prefetch`` 0 and 1
+    receive is posted, as long as sends do not block the sender (see ``windows.send_windows``). Where a process group
+    runs its sends and receives one after the other (NCCL), that holds with the groups of ``queue_of``
     (tests/paper/test_schedule_queues.py).
     """
     receives: defaultdict[tuple[int, int], list[Receive]] = defaultdict(list)

@@ -185,7 +185,7 @@ def test_steps_are_untouched_and_sends_follow_at_once(schedule: Schedule, prefet
 
 
 @settings(max_examples=40, deadline=None)
-@given(schedules(), st.integers(0, 4))
+@given(schedules(ranks=8, microbatches=20), st.integers(0, 4))
 def test_receives_are_posted_in_time_and_not_hoarded(schedule: Schedule, prefetch: int) -> None:
     """Posted ``prefetch`` steps ahead of the use, or right after the last of the rank's own steps the message depends
     on; at most 2 (prefetch + 1) waiting, for any P and M.
@@ -224,7 +224,7 @@ def _depends(schedule: Schedule, message: Message, index: int) -> bool:
 
 
 @settings(max_examples=30, deadline=None)
-@given(training_schedules().filter(lambda schedule: schedule.name != "gpipe"))
+@given(training_schedules(microbatches=40).filter(lambda schedule: schedule.name != "gpipe"))
 def test_outstanding_sends_do_not_grow_with_the_number_of_microbatches(schedule: Schedule) -> None:
     placement = schedule.placement
     stages = max(placement.num_stages, 2 * placement.num_ranks - 1)  # interleaved groups have at most 2 P - 1

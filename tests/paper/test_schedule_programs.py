@@ -13,10 +13,12 @@ from deepseek_train.schedule.check_programs import check_programs
 from deepseek_train.schedule.dataflow import Message, MessageKind
 from deepseek_train.schedule.faults import ScheduleError
 from deepseek_train.schedule.lower import Instruction, Program, Receive, Send, link_of, lower
+from deepseek_train.schedule.text import from_text
 from deepseek_train.schedule.windows import send_windows
 from tests.paper.schedules import schedules
 
 SCHEDULE = make_schedule("1f1b", 2, 3)
+PROGRAMS = lower(SCHEDULE, prefetch=2)
 # rank 0: 0F0 send(1a0>1) 0F1 send(1a1>1) receive(0g0<1) 0B0 0F2 ...
 # rank 1: receive(1a0<0) receive(1a1<0) 1F0 1B0 send(0g0>0) ...
 
@@ -75,7 +77,7 @@ def _message(source: int, target: int) -> Message:
 def test_a_broken_program_is_shown_with_an_arrow_at_the_fault(
     rank: int, change: Callable[[list[Instruction]], None], problem: str, word: str
 ) -> None:
-    programs = [list(program) for program in lower(SCHEDULE)]
+    programs = [list(program) for program in PROGRAMS]
     change(programs[rank])
     with pytest.raises(ScheduleError, match=f"1f1b, rank {rank}, step .*{problem}") as caught:
         check_programs(SCHEDULE, tuple(map(tuple, programs)))
@@ -102,11 +104,13 @@ def test_what_only_one_end_knows_is_found() -> None:
 
 
 def test_windows_too_small_are_a_deadlock_with_everyone_named() -> None:
-    schedule = make_schedule("interleaved_1f1b", 6, 16)
-    programs, windows = lower(schedule), send_windows(schedule)
+    """Both ranks send twice before either takes anything."""
+    rows = "rank 0: 0F0 0F1 1F2 1F3\nrank 1: 0F2 0F3 1F0 1F1\n"
+    schedule = from_text("x microbatches=4 stages=0/1,1/0\n" + rows)
+    programs, windows = lower(schedule, prefetch=0), send_windows(schedule, prefetch=0)
     check_programs(schedule, programs)
     check_programs(schedule, programs, windows)
-    with pytest.raises(ScheduleError, match=r"deadlock; also stuck: rank \d at .*, rank 5 at"):
+    with pytest.raises(ScheduleError, match=r"rank 0, .*deadlock; also stuck: rank 1 at send\(1a3>0\)"):
         check_programs(schedule, programs, dict.fromkeys(windows, 1))
 
 

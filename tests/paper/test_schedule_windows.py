@@ -20,7 +20,7 @@ from tests.paper.test_schedule_lower import Links, execute
 
 
 @settings(max_examples=50, deadline=None)
-@given(schedules(ranks=12, microbatches=48), st.integers(0, 3))
+@given(schedules(ranks=10, microbatches=32), st.integers(0, 3))
 @example(forward_only(placement_of("1f1b", 4, 64)), 1)
 @example(make_schedule("gpipe", 4, 64), 1)
 def test_windows_are_of_the_order_of_stages_and_never_block_for_good(
