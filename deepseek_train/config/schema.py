@@ -52,7 +52,8 @@ class ModelConfig:
     yarn: YarnConfig = field(default_factory=YarnConfig)
     init_std: float = 0.006
     embed_init_std: float | None = None  # of the embedding; None: init_std, as in V3
-    tie_embeddings: bool = False  # the output head uses the embedding's tensor (V3: no)
+    # The head uses the tensor of the embedding, initial values included (V3: no): leave embed_init_std at null then.
+    tie_embeddings: bool = False
 
 
 @dataclass(frozen=True)
