@@ -33,6 +33,7 @@ def hand_written(draw: st.DrawFn, num_layers: int) -> list[int]:
     return [first, *inner, last]
 
 
+@settings(deadline=None)
 @given(models(), st.data())
 def test_stages_cover_all_layers_once_in_order(m: ModelConfig, data: st.DataObject) -> None:
     if data.draw(st.booleans()):
@@ -52,6 +53,7 @@ def test_stages_cover_all_layers_once_in_order(m: ModelConfig, data: st.DataObje
     assert stages[-1].mtp_depth == m.mtp_depth
 
 
+@settings(deadline=None)
 @given(models(), st.data())
 def test_stages_together_hold_the_table(m: ModelConfig, data: st.DataObject) -> None:
     """Each weight once, but the embedding twice where the last stage embeds tokens for MTP or is tied to it."""
@@ -83,6 +85,7 @@ def test_the_dearest_stage_is_never_dearer_than_with_even_counts(
     assert dearest(split_layers(m, num_stages, length)) <= dearest(plain)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 9), max_size=8),
     st.integers(1, 10),
@@ -142,6 +145,7 @@ def test_what_hand_written_layers_may_look_like() -> None:
     assert layers_text([3, *[4] * 14, 2]) == "3|4*14|2"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), hand_written(n))))
 def test_layers_as_text_and_back(drawn: tuple[int, list[int]]) -> None:
     num_layers, sizes = drawn

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepseek_train.config.schema import ModelConfig
@@ -40,6 +40,7 @@ def test_parts_of_v3_by_hand() -> None:
     assert work.mtp(m, length) == work.embedding(m) + join + work.layer(m, 60, length) + work.head(m)
 
 
+@settings(deadline=None)
 @given(models(), st.integers(1, 64))
 def test_without_attention_a_token_meets_each_active_matrix_once(m: ModelConfig, length: int) -> None:
     """Of the active parameters all do work but embedding, gains and biases; a tied embedding does the head's."""
@@ -54,6 +55,7 @@ def test_without_attention_a_token_meets_each_active_matrix_once(m: ModelConfig,
     assert found.backward_input == 2 * matrices + 2 * products
 
 
+@settings(deadline=None)
 @given(models(), st.data())
 def test_stages_share_the_work_of_the_whole(m: ModelConfig, data: st.DataObject) -> None:
     stages = split_layers(m, data.draw(st.integers(1, m.num_layers + 2)), 16)
