@@ -1,5 +1,6 @@
 """When things happened: what simulating *and* running a schedule both yield."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deepseek_train.schedule.action import Kind
@@ -49,13 +50,32 @@ class Timeline:
 
     def busy(self, rank: int) -> float:
         """Seconds ``rank`` spent inside its spans; time that two of them share counts once."""
-        total, until = 0.0, float("-inf")
-        for start, end in sorted((s.start, s.end) for s in self.spans if s.rank == rank):
-            total += max(0.0, end - max(start, until))
-            until = max(until, end)
-        return total
+        return _covered((s.start, s.end) for s in self.spans if s.rank == rank)
 
     def bubble_fraction(self) -> float:
         """Idle share of all ranks' time."""
         busy = sum(self.busy(rank) for rank in range(self.num_ranks))
         return 1.0 - busy / (self.num_ranks * self.makespan())
+
+    def exposed_communication(
+        self, rank: int, begin: float = float("-inf"), end: float = float("inf")
+    ) -> float:
+        """Seconds between ``begin`` and ``end`` in which ``rank``'s communication lane was busy and its compute lane
+        was not: communication that no computation hid. 0 where no phases are known."""
+        mine = [
+            (p.lane, max(p.start, begin), min(p.end, end))
+            for p in self.phases
+            if p.rank == rank and p.end > begin and p.start < end
+        ]
+        either = _covered((start, stop) for _, start, stop in mine)
+        compute = _covered((start, stop) for lane, start, stop in mine if lane is Lane.COMPUTE)
+        return either - compute
+
+
+def _covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Seconds inside at least one of ``intervals``."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
