@@ -8,7 +8,6 @@ overlapped pair, ``-`` goes on with what stands left of it, ``.`` is idle.
 """
 
 import math
-import statistics
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -18,7 +17,7 @@ from deepseek_train.schedule.rows import pairs, reverse_microbatches
 from deepseek_train.schedule.timeline import Span, Timeline
 
 _IDLE = "."
-_STRETCH = 3.0  # times what a typical label needs: a cell that is shorter still loses its number
+_STRETCH = 8.0  # widest drawing, over that in which only the longest chunks can be read
 _MARGIN = 8
 # of the 256 terminal colours, background and text: first rank to last, last to first
 _COLOURS = {
@@ -95,13 +94,15 @@ def _cell(group: tuple[Span, ...], begin: float, reverse: frozenset[int]) -> _Ce
 
 def _columns_per_second(cells: list[_Cell]) -> float:
     """Enough for every label to be read, and a whole number for the common step of all times if there is one."""
-    needs = [cell.shortest / (cell.end - cell.start) for cell in cells if cell.end > cell.start]
-    if not needs:
+    timed = [cell for cell in cells if cell.end > cell.start]
+    if not timed:
         return 1.0
-    enough = min(max(needs), _STRETCH * statistics.median(needs))
-    times = [Fraction(t).limit_denominator(1000) for cell in cells for t in (cell.start, cell.end)]
+    needs = [cell.shortest / (cell.end - cell.start) for cell in timed]
+    enough = min(max(needs), _STRETCH * min(needs))
+    unit = min(cell.end - cell.start for cell in timed)
+    times = [Fraction(t / unit).limit_denominator(1000) for cell in timed for t in (cell.start, cell.end)]
     common = math.lcm(*(t.denominator for t in times))
-    step = math.gcd(*(int(t * common) for t in times)) / common
+    step = unit * math.gcd(*(int(t * common) for t in times)) / common
     on_grid = math.ceil(enough * step * (1 - 1e-9)) / step
     return on_grid if on_grid <= 2 * enough else enough
 

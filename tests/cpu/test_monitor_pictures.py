@@ -11,8 +11,9 @@ from matplotlib.image import imread
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.pictures.load import draw_expert_load, draw_max_violation, load_history
 from deepseek_train.monitor.pictures.loss import draw_loss, smooth
-from deepseek_train.monitor.pictures.timeline import draw_timeline, pairs, reverse_microbatches
+from deepseek_train.monitor.pictures.timeline import draw_timeline
 from deepseek_train.schedule.action import Kind
+from deepseek_train.schedule.rows import pairs, reverse_microbatches
 from deepseek_train.schedule.timeline import Span, Timeline
 from tests.cpu.monitor_samples import STEP, make_history, make_timeline
 
@@ -116,7 +117,7 @@ def test_pairs_are_grouped() -> None:
 def test_timeline_shows_every_kind_idle_time_and_pairs(tmp_path: Path, side_by_side: bool) -> None:
     timeline = make_timeline(4, 12, side_by_side)
     path = draw_timeline(timeline, tmp_path / "pairs.png")
-    for colour in ("#fdd09a", "#ea8a2c", "#b9dfa6", "#4f9d45", "#23907f", "#3a73c4", "#e4e5ea"):
+    for colour in ("#fdd09a", "#ea8a2c", "#b9dfa6", "#4f9d45", "#23907f", "#3a73c4", "#e9eaee"):
         assert share_of_colour(path, colour) > 0.004, colour
     apart = Timeline(timeline.num_ranks, tuple(replace(span, paired=False) for span in timeline.spans))
     ink = "#2b2b33"
