@@ -44,7 +44,7 @@ from pathlib import Path
 from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.cli.schedule_case import Case, durations, make_case, time_problems
 from deepseek_train.cli.schedule_problems import request_problems
-from deepseek_train.cli.schedule_request import ALL, AUTO, WRITTEN, ScheduleRequest, schedule_name
+from deepseek_train.cli.schedule_request import ALL, WRITTEN, ScheduleRequest, schedule_name
 from deepseek_train.cli.schedule_words import Row, facts_line, legend, table
 from deepseek_train.monitor.pictures.timeline import draw_timeline
 from deepseek_train.schedule import catalog
@@ -75,8 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         print("'deepseek-schedule --help' shows what can be written.", file=sys.stderr)
         return 2
-    except (ScheduleSyntaxError, ScheduleError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {f'{request.file}: ' if request.file else ''}{error}", file=sys.stderr)
+    except (ScheduleSyntaxError, ScheduleError, UnicodeDecodeError) as error:
+        print(f"error: {request.file}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,7 +4,15 @@ import math
 from dataclasses import fields
 
 from deepseek_train.cli.schedule_case import make_case
-from deepseek_train.cli.schedule_request import ALL, AUTO, PRINTED, WRITTEN, ScheduleRequest, Times, schedule_name
+from deepseek_train.cli.schedule_request import (
+    ALL,
+    AUTO,
+    PRINTED,
+    WRITTEN,
+    ScheduleRequest,
+    Times,
+    schedule_name,
+)
 from deepseek_train.schedule import catalog
 from deepseek_train.schedule.simulate import Seconds
 

@@ -3,8 +3,9 @@
     time   0       4       8
     rank 0 F0  F1  f4  [F2&b4----]..B0----- I1  W1
 
-A letter per kind (F B I W) and the micro-batch; lower case flows from the last rank to the first. ``[F2&b4]`` is an
-overlapped pair, ``-`` goes on with what stands left of it, ``.`` is idle.
+A letter per kind (F B I W) and the micro-batch; lower case is the second tone of ``rows.Tones``: from the last rank to
+the first, or a later stage of the rank. ``[F2&b4]`` is an overlapped pair, ``-`` goes on with
+what stands left of it, ``.`` is idle.
 """
 
 import math
@@ -13,13 +14,13 @@ from fractions import Fraction
 from itertools import groupby
 
 from deepseek_train.schedule.action import Kind
-from deepseek_train.schedule.rows import pairs, reverse_microbatches
+from deepseek_train.schedule.rows import Tones, pairs, tones
 from deepseek_train.schedule.timeline import Span, Timeline
 
 _IDLE = "."
 _STRETCH = 8.0  # widest drawing, over that in which only the longest chunks can be read
 _MARGIN = 8
-# of the 256 terminal colours, background and text: first rank to last, last to first
+# of the 256 terminal colours, background and text: of both tones
 _COLOURS = {
     Kind.FORWARD: ("48;5;223;38;5;16", "48;5;208;38;5;16"),
     Kind.BACKWARD: ("48;5;151;38;5;16", "48;5;71;38;5;16"),
@@ -62,9 +63,9 @@ def render(timeline: Timeline, columns: int | None = None, colour: bool = False)
     Columns stand for equal times, exactly where all times are multiples of a common one, rounded where they are not.
     """
     begin, makespan = min(span.start for span in timeline.spans), timeline.makespan()
-    reverse = reverse_microbatches(timeline)
+    two = tones(timeline)
     cells_R = [
-        [_cell(group, begin, reverse) for group in pairs([s for s in timeline.spans if s.rank == rank])]
+        [_cell(group, begin, two) for group in pairs([s for s in timeline.spans if s.rank == rank])]
         for rank in range(timeline.num_ranks)
     ]
     scale = _columns_per_second([cell for cells in cells_R for cell in cells])
@@ -81,13 +82,13 @@ def render(timeline: Timeline, columns: int | None = None, colour: bool = False)
     return "\n\n".join(blocks)
 
 
-def _cell(group: tuple[Span, ...], begin: float, reverse: frozenset[int]) -> _Cell:
+def _cell(group: tuple[Span, ...], begin: float, two: Tones) -> _Cell:
     labels, colours = [], []
     for span in group:
-        back = span.microbatch in reverse
-        letter = span.kind.value.lower() if back else span.kind.value
+        second = two.is_second(span)
+        letter = span.kind.value.lower() if second else span.kind.value
         labels.append(f"{letter}{span.microbatch}")
-        colours.append(_COLOURS[span.kind][back])
+        colours.append(_COLOURS[span.kind][second])
     start, end = min(s.start for s in group) - begin, max(s.end for s in group) - begin
     return _Cell(start, end, tuple(labels), tuple(colours))
 

@@ -13,7 +13,7 @@ from deepseek_train.monitor.pictures.boxes import Box, box
 from deepseek_train.monitor.pictures.palette import COLOURS, IDLE, NAMES
 from deepseek_train.monitor.pictures.style import INK, dress, new_figure, save
 from deepseek_train.schedule.action import Kind
-from deepseek_train.schedule.rows import pairs, reverse_microbatches, share_time
+from deepseek_train.schedule.rows import Tones, pairs, share_time, tones
 from deepseek_train.schedule.timeline import Span, Timeline
 
 _WIDTH = 15.0  # inches
@@ -47,18 +47,18 @@ def draw_timeline(timeline: Timeline, path: Path, title: str = "Pipeline", unit:
     axes.set_yticks(range(timeline.num_ranks))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    reverse = reverse_microbatches(timeline)
+    two = tones(timeline)
     points_per_second = (_WIDTH - 1.0) * 72 / makespan
     idle = [box(0, makespan, rank - 0.42, 0.84) for rank in range(timeline.num_ranks)]
     axes.add_collection(PolyCollection(idle, facecolors=IDLE, linewidths=0))
     shapes = _Shapes()
     for rank in range(timeline.num_ranks):
         for group in pairs([span for span in timeline.spans if span.rank == rank]):
-            _place_group(axes, shapes, group, begin, reverse, points_per_second)
+            _place_group(axes, shapes, group, begin, two, points_per_second)
     edge = min(0.5, 0.02 * _WIDTH * 72 * timeline.num_ranks / len(timeline.spans))  # thin boxes, thin edges
     axes.add_collection(PolyCollection(shapes.boxes, facecolors=shapes.colours, edgecolors="white", lw=edge))
     axes.add_collection(PolyCollection(shapes.frames, facecolors="none", edgecolors=INK, lw=1.1))
-    _legend(figure, {span.kind for span in timeline.spans}, bool(reverse), bool(shapes.frames))
+    _legend(figure, {span.kind for span in timeline.spans}, two, bool(shapes.frames))
     return save(figure, path)
 
 
@@ -67,7 +67,7 @@ def _place_group(
     shapes: _Shapes,
     group: tuple[Span, ...],
     begin: float,
-    reverse: frozenset[int],
+    two: Tones,
     points_per_second: float,
 ) -> None:
     together = share_time(group)
@@ -77,11 +77,11 @@ def _place_group(
         bottom = top + (place * height if together else 0)
         x, width = span.start - begin, span.end - span.start
         shapes.boxes.append(box(x, width, bottom, height))
-        shapes.colours.append(COLOURS[span.kind][span.microbatch in reverse])
+        shapes.colours.append(COLOURS[span.kind][two.is_second(span)])
         label = str(span.microbatch)
         size = min(6.5 if together else 8.0, 1.3 * width * points_per_second / len(label))
         if size >= 4.5:
-            ink = "white" if span.microbatch in reverse else INK
+            ink = "white" if two.is_second(span) else INK
             centre = (x + width / 2, bottom + height / 2)
             axes.text(*centre, label, ha="center", va="center_baseline", fontsize=size, color=ink)
     if group[0].paired:
@@ -89,16 +89,16 @@ def _place_group(
         shapes.frames.append(box(left - begin, right - left, top, 0.84))
 
 
-def _legend(figure: Figure, kinds: set[Kind], two_directions: bool, pairs_drawn: bool) -> None:
+def _legend(figure: Figure, kinds: set[Kind], two: Tones, pairs_drawn: bool) -> None:
     handles = []
-    for kind, (down, up) in COLOURS.items():
+    for kind, (first, second) in COLOURS.items():
         if kind not in kinds:
             continue
-        if two_directions:
-            handles += [Patch(color=down, label=f"{NAMES[kind]}, first rank to last")]
-            handles += [Patch(color=up, label="last to first")]
+        if two.used:
+            handles += [Patch(color=first, label=f"{NAMES[kind]}, {two.names[0]}")]
+            handles += [Patch(color=second, label=two.names[1])]
         else:
-            handles.append(Patch(color=down, label=NAMES[kind]))
+            handles.append(Patch(color=first, label=NAMES[kind]))
     if pairs_drawn:
         handles.append(Patch(facecolor="white", edgecolor=INK, linewidth=1.1, label="forward-backward pair"))
     handles.append(Patch(color=IDLE, label="idle"))
