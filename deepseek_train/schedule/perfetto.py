@@ -29,7 +29,8 @@ def to_trace(timeline: Timeline, name: str = "pipeline") -> dict[str, Any]:
     start is 0. Slices of one track may not overlap, so what runs at once on a lane (the halves of a real pair, two
     messages under way) gets a second track, "communication 2". Every span and phase is one slice.
     """
-    origin = min((s.start for s in (*timeline.spans, *timeline.phases)), default=0.0)
+    starts = [span.start for span in timeline.spans] + [phase.start for phase in timeline.phases]
+    origin = min(starts, default=0.0)
     events: list[Event] = []
     for rank in range(timeline.num_ranks):
         events += _label("process", rank, 0, f"rank {rank}", rank)

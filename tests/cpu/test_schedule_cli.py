@@ -120,9 +120,9 @@ def test_all_schedules_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["dualpipe_v"][1:3] == ["8", "4"]
     assert "half as many ranks" in lines[-3]
     equal = printed(capsys, "name=all", "ranks=4", "microbatches=16").splitlines()
-    rows = {line.split()[0]: line for line in equal[1 : 1 + len(catalog.NAMES)]}
-    assert rows["dualpipe_v"].split()[1:3] == ["8", "4"]
-    assert "9 x 1/2" in rows["dualpipe_v"]
+    folded = next(line for line in equal if line.startswith("dualpipe_v"))
+    assert folded.split()[1:3] == ["8", "4"]
+    assert "9 x 1/2" in folded
     assert "same" in equal[-3]
 
 

@@ -96,7 +96,7 @@ def _facts(timeline: Timeline, rank: int, begin: float, end: float) -> str:
 
 
 def _write(
-    axes: Axes, phase: PhaseSpan, start: float, stop: float, place: int, points_per_second: float
+    axes: Axes, phase: PhaseSpan, start: float, stop: float, place: float, points_per_second: float
 ) -> None:
     """The longest name that fits into the box."""
     room = (stop - start) * points_per_second
