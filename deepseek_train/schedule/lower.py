@@ -4,7 +4,8 @@ Every directed link (source rank -> target rank) is one first-in-first-out chann
 receives on a link in the order the sender sends on it, so messages need no tags, and activations and
 gradients may share a link. Sends come right after the step that produced the tensor. A receive is posted
 ``prefetch`` steps before the step that uses it, or earlier where a message behind it on the link is needed
-earlier; never earlier than that, so that buffers do not grow with the number of micro-batches.
+earlier; never earlier than that, so that buffers do not grow with the number of micro-batches, and never before
+a send that its message depends on.
 """
 
 from bisect import bisect_left
@@ -21,12 +22,23 @@ class Send:
 
     message: Message
 
+    def __str__(self) -> str:
+        return f"send({_short(self.message)}>{self.message.target})"
+
 
 @dataclass(frozen=True)
 class Receive:
     """Post the receive of ``message``; the step that uses it waits for it."""
 
     message: Message
+
+    def __str__(self) -> str:
+        return f"receive({_short(self.message)}<{self.message.source})"
+
+
+def _short(message: Message) -> str:
+    """``2a0``: the activation of micro-batch 0 for stage 2; ``2g0`` its gradient."""
+    return f"{message.stage}{message.kind.value[0]}{message.microbatch}"
 
 
 Instruction = Step | Send | Receive
@@ -63,29 +75,16 @@ def sends_in_flight(schedule: Schedule, *, prefetch: int = 1) -> dict[Link, int]
     speeds differ. A rank that keeps this many and waits for its oldest send before starting another waits
     only for a receive that is certain to have been posted: it never blocks on a later step of its peer.
 
-    Bounded by the number of ranks where backwards hold the sender back. A forward-only chain holds nothing
-    back: there the first rank may run all its micro-batches ahead.
+    Bounded by the number of stages where backwards hold the sender back. A forward-only chain holds nothing
+    back: there the first rank may run all its micro-batches ahead (see ``windows.send_windows``).
     """
-    placement = schedule.placement
-    post_indices = {link: [i for i, _ in posts] for link, posts in _posts(schedule, prefetch).items()}
-    # known[r]: how many steps each rank must have finished for rank r to be where it is
-    known = [[0] * placement.num_ranks for _ in range(placement.num_ranks)]
-    known_at: dict[Message, list[int]] = {}
-    sent: defaultdict[Link, int] = defaultdict(int)
-    most: defaultdict[Link, int] = defaultdict(int)
-    for rank, index in dependency_order(schedule):
-        step = schedule.steps_R[rank][index]
-        for message in inputs_of(placement, step):
-            known[rank] = [max(both) for both in zip(known[rank], known_at[message], strict=True)]
-        known[rank][rank] = index + 1
-        for message in outputs_of(placement, step):
-            known_at[message] = list(known[rank])
-            if not message.is_local:
-                link = (message.source, message.target)
-                sent[link] += 1
-                posted = bisect_left(post_indices[link], known[rank][message.target])
-                most[link] = max(most[link], sent[link] - posted)
-    return dict(most)
+    posts, finished = _posts(schedule, prefetch), _finished_before(schedule)
+    most = {}
+    for link, posted in posts.items():
+        indices = [index for index, _ in posted]
+        surely_posted = (bisect_left(indices, finished[message]) for _, message in posted)
+        most[link] = max(sent - certain for sent, certain in enumerate(surely_posted, start=1))
+    return most
 
 
 def _posts(schedule: Schedule, prefetch: int) -> dict[Link, list[tuple[int, Message]]]:
@@ -103,12 +102,30 @@ def _posts(schedule: Schedule, prefetch: int) -> dict[Link, list[tuple[int, Mess
             for message in outputs_of(placement, step):
                 if not message.is_local:
                     sent[message.source, message.target].append(message)
+    finished = _finished_before(schedule)
     posts = {}
     for link, messages in sent.items():
         earliest = len(schedule.steps_R[link[1]])
         backwards = []
         for message in reversed(messages):  # what comes behind on the link may have to be posted earlier
-            earliest = min(earliest, max(0, used_at[message] - prefetch))
-            backwards.append((earliest, message))
+            earliest = min(earliest, used_at[message] - prefetch)
+            backwards.append((max(earliest, finished[message]), message))
         posts[link] = backwards[::-1]
     return posts
+
+
+def _finished_before(schedule: Schedule) -> dict[Message, int]:
+    """For each message how many of its target's steps must be finished before it can be made: before their sends
+    are out, a receive of it could only be in their way.
+    """
+    placement = schedule.placement
+    # known[r]: how many steps each rank must have finished for rank r to be where it is
+    known = [[0] * placement.num_ranks for _ in range(placement.num_ranks)]
+    known_at: dict[Message, list[int]] = {}
+    for rank, index in dependency_order(schedule):
+        step = schedule.steps_R[rank][index]
+        for message in inputs_of(placement, step):
+            known[rank] = [max(both) for both in zip(known[rank], known_at[message], strict=True)]
+        known[rank][rank] = index + 1
+        known_at.update((message, list(known[rank])) for message in outputs_of(placement, step))
+    return {message: known_by_source[message.target] for message, known_by_source in known_at.items()}
