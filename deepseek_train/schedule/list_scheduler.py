@@ -18,12 +18,15 @@ class Policy:
     forward_deep: float = 0.0  # times the depth of the stage
     forward_left: float = 1.0  # times the share of its micro-batches that are still to do
     forward_live: float = -1.0  # times what the stage keeps, over what 1F1B would keep
+    forward_crowd: float = 0.0  # times what the rank keeps, over its limit
     backward: float = 1.0
+    backward_crowd: float = 0.0  # times what the rank keeps, over its limit
     backward_deep: float = 0.0
     backward_left: float = 1.0
     pair: float = 1.0  # on top of both halves
     weight: float = -3.0
     weight_queued: float = 0.0  # times the length of the queue, over the number of ranks
+    idle: float = -10.0  # what is liked less waits until something else comes
     wait: float = -2.0  # times how long the candidate is still under way, over a forward and backward
 
 
@@ -69,19 +72,27 @@ class Player:
         """Steps of all ranks, in order."""
         free = [0.0] * len(self.rows)
         events = [(0.0, rank) for rank in range(len(self.rows))]
-        while events:
+        forced = False
+        left = sum(len(l.chunks) for ls in self.lanes_R for l in ls)
+        while True:
+            if not events:
+                if all(l.backwards == len(l.chunks) for ls in self.lanes_R for l in ls) and not any(self.queue_R): break
+                forced = True
+                now = max(free)
+                events = [(now, rank) for rank in range(len(self.rows))]
             now, rank = heappop(events)
             if now < free[rank]:
                 continue
             while events and events[0] == (now, rank):
                 heappop(events)
-            code, start = self.choose(rank, now)
+            code, start = self.choose(rank, now, forced)
             if code < 0:
                 continue
             if start > now:
                 heappush(events, (start, rank))
                 continue
             self.take(rank, code)
+            forced = False
             _, outputs, length = self.work.op(code)
             free[rank] = now + length
             heappush(events, (free[rank], rank))
@@ -90,15 +101,17 @@ class Player:
                 heappush(events, (arrival, self.target[message]))
         return self.rows
 
-    def choose(self, rank: int, now: float) -> tuple[int, float]:
+    def choose(self, rank: int, now: float, forced: bool=False) -> tuple[int, float]:
         """The step the rank likes best and when it can start; -1: nothing is known to come."""
         policy, arrived, n = self.policy, self.arrived, self.work.num_chunks
         lanes, queue = self.lanes_R[rank], self.queue_R[rank]
-        best, best_score, best_start = -1, -1e30, now
+        best, best_score, best_start = -1, -1e30 if forced else policy.idle, now
         forwards, backwards = [], []
+        crowd = 0.0
         live = sum(lane.live for lane in lanes)
         empty = sum(1 for lane in lanes if not lane.live and lane.backwards < len(lane.chunks))
         room = min(self.limits.activations, self.limits.total - len(queue)) - live
+        crowd = live / self.limits.activations
         for lane in lanes:
             count = len(lane.chunks)
             if lane.forwards < count and room > empty - (not lane.live):
@@ -107,6 +120,7 @@ class Player:
                     start = max(now, arrived[chunk])
                     score = (
                         policy.forward
+                        + policy.forward_crowd * crowd
                         + policy.forward_deep * lane.stage / self.num_stages
                         + policy.forward_left * (count - lane.forwards) / count
                         + policy.forward_live * lane.live / (self.num_stages - lane.stage)
@@ -118,6 +132,7 @@ class Player:
                     start = max(now, arrived[n + chunk])
                     score = (
                         policy.backward
+                        + policy.backward_crowd * crowd
                         + policy.backward_deep * lane.stage / self.num_stages
                         + policy.backward_left * (count - lane.backwards) / count
                     )
@@ -140,7 +155,7 @@ class Player:
                         best, best_score, best_start = code, both_score, both
         if queue:
             score = policy.weight + policy.weight_queued * len(queue) / len(self.rows)
-            if score > best_score:
+            if score > best_score or best < 0:
                 best, best_start = WEIGHT * n + queue[0], now
         return best, best_start
 
