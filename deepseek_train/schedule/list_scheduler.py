@@ -1,177 +1,149 @@
-"""List scheduling: play the pipeline in time; a rank that is free starts what a policy likes best.
+"""List scheduling: the pipeline is played in time, and a rank that is free takes the step it likes best.
 
-A policy is a few weights. What they are good for is found by search (``auto``), so a policy needs no theory: it
-needs to reach many different sensible schedules.
+Backwards are always split (I, then W when there is time) unless they run in a pair, and pairs are only considered
+where they save time.
 """
 
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from deepseek_train.schedule.compiled import BACKWARD, INPUT, PAIR, WEIGHT, Compiled, Limits, Rows
+from deepseek_train.schedule.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEIGHT, Compiled, Rows
+from deepseek_train.schedule.memory import Limits
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How much a free rank likes each candidate; it takes the best. Depth and share left run from 0 to 1."""
+    """How much a free rank likes a candidate. Good weights are found by search (``auto``), not by theory: what they have
+    to do is reach many different sensible schedules."""
 
     forward: float = 0.0
-    forward_deep: float = 0.0  # times the depth of the stage
-    forward_left: float = 1.0  # times the share of its micro-batches that are still to do
-    forward_live: float = -1.0  # times what the stage keeps, over what 1F1B would keep
-    forward_crowd: float = 0.0  # times what the rank keeps, over its limit
+    forward_deep: float = 0.0  # x stage, over their number
+    forward_left: float = 1.0  # x share of the micro-batches of its stage and direction still to do
+    forward_live: float = -1.0  # x micro-batches its stage keeps, over what 1F1B would keep there
+    forward_crowd: float = 0.0  # x micro-batches the rank keeps, over its limit
     backward: float = 1.0
-    backward_crowd: float = 0.0  # times what the rank keeps, over its limit
     backward_deep: float = 0.0
     backward_left: float = 1.0
+    backward_crowd: float = 0.0
     pair: float = 1.0  # on top of both halves
     weight: float = -3.0
-    weight_queued: float = 0.0  # times the length of the queue, over the number of ranks
-    idle: float = -10.0  # what is liked less waits until something else comes
-    wait: float = -2.0  # times how long the candidate is still under way, over a forward and backward
+    weight_queued: float = 0.0  # x weight gradients queued, over the limit
+    wait: float = -2.0  # x time until its message arrives, over that of a mean forward and backward
 
 
+@dataclass
 class _Lane:
-    """One stage and direction of a rank: its micro-batches come in order."""
+    """One stage and direction of a rank, whose micro-batches run in order."""
 
-    def __init__(self, stage: int, chunks: list[int]) -> None:
-        self.stage = stage
-        self.chunks = chunks
-        self.forwards = self.backwards = 0  # done so far
-
-    @property
-    def live(self) -> int:
-        return self.forwards - self.backwards
+    stage: int
+    chunks: list[int]
+    forwards: int = 0  # done so far
+    backwards: int = 0
 
 
-def lanes_of(placement, rank: int) -> list[_Lane]:
-    lanes = []
-    for stage, ranks in enumerate(placement.ranks_SX):
-        for direction, holder in enumerate(ranks):
-            if holder == rank:
-                microbatches = [m for m in range(placement.num_microbatches) if placement.direction_of(m) == direction]
-                lanes.append(_Lane(stage, [stage * placement.num_microbatches + m for m in microbatches]))
-    return lanes
+Candidate = tuple[float, float, int]  # liking without waiting, start, chunk
 
 
-class Player:
-    """One play of ``policy``."""
-
-    def __init__(self, work: Compiled, limits: Limits, policy: Policy) -> None:
-        placement = work.placement
-        self.work, self.limits, self.policy = work, limits, policy
-        self.num_stages = placement.num_stages
-        self.lanes_R = [lanes_of(placement, rank) for rank in range(placement.num_ranks)]
-        self.queue_R: list[list[int]] = [[] for _ in self.lanes_R]
-        self.arrived: dict[int, float] = {c: 0.0 for c in range(placement.num_microbatches)}
-        self.target = {m: rank for rank, lanes in enumerate(self.lanes_R) for lane in lanes for c in lane.chunks for m in (c, work.num_chunks + c)}
-        alone = [work.op(k * work.num_chunks + s * placement.num_microbatches)[2] for k in (0, 1) for s in range(self.num_stages)]
-        self.unit = 2 * sum(alone) / len(alone) or 1.0
-        self.rows: Rows = [[] for _ in self.lanes_R]
-
-    def play(self) -> Rows:
-        """Steps of all ranks, in order."""
-        free = [0.0] * len(self.rows)
-        events = [(0.0, rank) for rank in range(len(self.rows))]
-        forced = False
-        left = sum(len(l.chunks) for ls in self.lanes_R for l in ls)
-        while True:
-            if not events:
-                if all(l.backwards == len(l.chunks) for ls in self.lanes_R for l in ls) and not any(self.queue_R): break
-                forced = True
-                now = max(free)
-                events = [(now, rank) for rank in range(len(self.rows))]
-            now, rank = heappop(events)
-            if now < free[rank]:
-                continue
-            while events and events[0] == (now, rank):
-                heappop(events)
-            code, start = self.choose(rank, now, forced)
-            if code < 0:
-                continue
-            if start > now:
-                heappush(events, (start, rank))
-                continue
-            self.take(rank, code)
-            forced = False
-            _, outputs, length = self.work.op(code)
+def play(work: Compiled, limits: Limits, policy: Policy) -> Rows:
+    """The rows ``policy`` makes within ``limits``, each of which allows at least one micro-batch for every stage of a
+    rank and direction."""
+    ranks = [_Rank(work, limits, policy, rank) for rank in range(work.placement.num_ranks)]
+    arrived = {chunk: 0.0 for chunk in range(work.placement.num_microbatches)}
+    target = {m: r for r, rank in enumerate(ranks) for c in rank.lane_of for m in (c, work.num_chunks + c)}
+    free = [0.0] * len(ranks)
+    events = [(0.0, rank) for rank in range(len(ranks))]
+    while events:
+        now, rank = heappop(events)
+        if now < free[rank]:
+            continue
+        code, start = ranks[rank].choose(now, arrived)
+        if start > now:
+            heappush(events, (start, rank))
+        elif code >= 0:
+            ranks[rank].take(code)
+            _, outputs, length = work.op(code)
             free[rank] = now + length
             heappush(events, (free[rank], rank))
             for message, latency in outputs:
-                arrival = self.arrived[message] = free[rank] + latency
-                heappush(events, (arrival, self.target[message]))
-        return self.rows
+                arrived[message] = free[rank] + latency
+                heappush(events, (arrived[message], target[message]))
+    return [rank.row for rank in ranks]
 
-    def choose(self, rank: int, now: float, forced: bool=False) -> tuple[int, float]:
-        """The step the rank likes best and when it can start; -1: nothing is known to come."""
-        policy, arrived, n = self.policy, self.arrived, self.work.num_chunks
-        lanes, queue = self.lanes_R[rank], self.queue_R[rank]
-        best, best_score, best_start = -1, -1e30 if forced else policy.idle, now
+
+class _Rank:
+    """What one rank has done so far."""
+
+    def __init__(self, work: Compiled, limits: Limits, policy: Policy, rank: int) -> None:
+        placement = work.placement
+        self.work, self.limits, self.policy = work, limits, policy
+        self.lanes = []
+        for stage, holders in enumerate(placement.ranks_SX):
+            for direction in (d for d, holder in enumerate(holders) if holder == rank):
+                microbatches = range(placement.num_microbatches)
+                ours = [m for m in microbatches if placement.direction_of(m) == direction]
+                self.lanes.append(_Lane(stage, [stage * placement.num_microbatches + m for m in ours]))
+        self.lane_of = {chunk: lane for lane in self.lanes for chunk in lane.chunks}
+        self.queue: list[int] = []
+        self.row: list[int] = []
+        seconds = [work.op(kind * work.num_chunks + c)[2] for kind in (FORWARD, BACKWARD) for c in self.lane_of]
+        self.patience = policy.wait * len(self.lane_of) / (sum(seconds) or 1.0)
+
+    def choose(self, now: float, arrived: dict[int, float]) -> tuple[int, float]:
+        """The step liked best and when it can start; -1: nothing is known to come."""
+        size = self.work.num_chunks
+        forwards, backwards = self._candidates(now, arrived)
+        options = [(liking, start, chunk) for liking, start, chunk in forwards]
+        options += [(liking, start, INPUT * size + chunk) for liking, start, chunk in backwards]
+        for f_liking, f_start, f in forwards:
+            for b_liking, b_start, b in backwards:
+                alone = self.work.op(f)[2] + self.work.op(BACKWARD * size + b)[2]
+                if self.work.op(self.work.pair(f, b))[2] < 0.9999 * alone:
+                    liking = f_liking + b_liking + self.policy.pair
+                    options.append((liking, max(f_start, b_start), self.work.pair(f, b)))
+        if self.queue:
+            liking = self.policy.weight + self.policy.weight_queued * len(self.queue) / self.limits.held
+            options.append((liking, now, WEIGHT * size + self.queue[0]))
+        _, start, code = max(
+            ((liking + self.patience * (start - now), start, code) for liking, start, code in options),
+            default=(0.0, now, -1),
+        )
+        return code, start
+
+    def take(self, code: int) -> None:
+        """Account for the step."""
+        kind, chunk = divmod(code, self.work.num_chunks)
+        if kind == FORWARD or kind >= PAIR:
+            self.lane_of[kind - PAIR if kind >= PAIR else chunk].forwards += 1
+        if kind == INPUT or kind >= PAIR:
+            self.lane_of[chunk].backwards += 1
+        if kind == INPUT:
+            self.queue.append(chunk)
+        if kind == WEIGHT:
+            self.queue.pop(0)
+        self.row.append(code)
+
+    def _candidates(self, now: float, arrived: dict[int, float]) -> tuple[list[Candidate], list[Candidate]]:
+        """Forwards and backwards whose messages are there or under way. The last places are kept for lanes that hold
+        nothing: else two directions could fill a rank, each waiting for the other to leave."""
+        policy, num_stages = self.policy, self.work.placement.num_stages
         forwards, backwards = [], []
-        crowd = 0.0
-        live = sum(lane.live for lane in lanes)
-        empty = sum(1 for lane in lanes if not lane.live and lane.backwards < len(lane.chunks))
-        room = min(self.limits.activations, self.limits.total - len(queue)) - live
+        live = sum(lane.forwards - lane.backwards for lane in self.lanes)
+        empty = sum(lane.forwards == lane.backwards < len(lane.chunks) for lane in self.lanes)
+        room = min(self.limits.activations, self.limits.held - len(self.queue)) - live
         crowd = live / self.limits.activations
-        for lane in lanes:
-            count = len(lane.chunks)
-            if lane.forwards < count and room > empty - (not lane.live):
+        for lane in self.lanes:
+            count, kept = len(lane.chunks), lane.forwards - lane.backwards
+            if lane.forwards < count and room > empty - (not kept):
                 chunk = lane.chunks[lane.forwards]
                 if chunk in arrived:
-                    start = max(now, arrived[chunk])
-                    score = (
-                        policy.forward
-                        + policy.forward_crowd * crowd
-                        + policy.forward_deep * lane.stage / self.num_stages
-                        + policy.forward_left * (count - lane.forwards) / count
-                        + policy.forward_live * lane.live / (self.num_stages - lane.stage)
-                    )
-                    forwards.append((score, start, chunk))
-            if lane.live:
+                    liking = policy.forward + policy.forward_deep * lane.stage / num_stages
+                    liking += policy.forward_left * (1 - lane.forwards / count) + policy.forward_crowd * crowd
+                    liking += policy.forward_live * kept / (num_stages - lane.stage)
+                    forwards.append((liking, max(now, arrived[chunk]), chunk))
+            if kept:
                 chunk = lane.chunks[lane.backwards]
-                if n + chunk in arrived:
-                    start = max(now, arrived[n + chunk])
-                    score = (
-                        policy.backward
-                        + policy.backward_crowd * crowd
-                        + policy.backward_deep * lane.stage / self.num_stages
-                        + policy.backward_left * (count - lane.backwards) / count
-                    )
-                    backwards.append((score, start, chunk))
-        slow = policy.wait / self.unit
-        for score, start, chunk in forwards:
-            score += slow * (start - now)
-            if score > best_score:
-                best, best_score, best_start = chunk, score, start
-        for score, start, chunk in backwards:
-            score += slow * (start - now)
-            if score > best_score:
-                best, best_score, best_start = INPUT * n + chunk, score, start
-            for f_score, f_start, f_chunk in forwards:
-                code = (PAIR + f_chunk) * n + chunk
-                if self.work.op(code)[2] < 0.9999 * (self.work.op(f_chunk)[2] + self.work.op(BACKWARD * n + chunk)[2]):
-                    both = max(start, f_start)
-                    both_score = score + f_score + policy.pair + slow * (both - start)
-                    if both_score > best_score:
-                        best, best_score, best_start = code, both_score, both
-        if queue:
-            score = policy.weight + policy.weight_queued * len(queue) / len(self.rows)
-            if score > best_score or best < 0:
-                best, best_start = WEIGHT * n + queue[0], now
-        return best, best_start
-
-    def take(self, rank: int, code: int) -> None:
-        kind, chunk = divmod(code, self.work.num_chunks)
-        if kind == WEIGHT:
-            self.queue_R[rank].pop(0)
-        else:
-            forward = kind - PAIR if kind >= PAIR else chunk if kind == 0 else -1
-            for lane in self.lanes_R[rank]:
-                if lane.stage == forward // self.work.placement.num_microbatches and forward >= 0 and lane.chunks[lane.forwards % len(lane.chunks)] == forward:
-                    lane.forwards += 1
-            if kind:
-                for lane in self.lanes_R[rank]:
-                    if lane.backwards < len(lane.chunks) and lane.chunks[lane.backwards] == chunk:
-                        lane.backwards += 1
-        if kind == INPUT:
-            self.queue_R[rank].append(chunk)
-        self.rows[rank].append(code)
+                if self.work.num_chunks + chunk in arrived:
+                    liking = policy.backward + policy.backward_deep * lane.stage / num_stages
+                    liking += policy.backward_left * (1 - lane.backwards / count) + policy.backward_crowd * crowd
+                    backwards.append((liking, max(now, arrived[self.work.num_chunks + chunk]), chunk))
+        return forwards, backwards
