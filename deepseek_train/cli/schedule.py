@@ -3,14 +3,15 @@
 usage: deepseek-schedule name=dualpipe [key=value ...]
 
   name=dualpipe           gpipe 1f1b interleaved_1f1b zb_h1 zb_v dualpipe dualpipe_v; all: a table of them;
-                          auto: search for one whose makespan is never worse than DualPipe's
+                          auto: search for these times a schedule never slower than dualpipe and 1f1b (some seconds)
   file=my.schedule        instead of name: a schedule as output=schedule prints it; it is checked first
   stages=8                pipeline stages of the model; zb_v, dualpipe_v and interleaved_1f1b put 2 on a rank
   ranks=4                 instead of stages: the same model on as many ranks. The times are then those of 1/ranks of
                           the model; where a rank holds 2 stages, each is half of that and takes half as long.
   microbatches=20         of one step
   stages_per_rank=2       of interleaved_1f1b
-  memory=9                name=auto: most live activations on a rank
+  memory=9                name=auto: most live activations on a rank, and most of these and queued weight gradients
+                          together; default: stages + 1, what dualpipe needs
   times.forward=1         of one micro-batch in one stage, in any unit; or a list: times.forward=[1,2,1,1]
   times.backward_input=1    input gradients; a full backward takes this and the next
   times.backward_weight=1   weight gradients
@@ -42,7 +43,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deepseek_train.cli.key_value import UsageError, parse_key_values
-from deepseek_train.cli.schedule_case import Case, durations, make_case, time_problems
+from deepseek_train.cli.schedule_case import durations, make, make_case, time_problems
 from deepseek_train.cli.schedule_problems import request_problems
 from deepseek_train.cli.schedule_request import ALL, WRITTEN, ScheduleRequest, schedule_name
 from deepseek_train.cli.schedule_words import Row, facts_line, legend, table
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             _compare(request)
         else:
             _show(request, *_chosen(request))
+        sys.stdout.flush()
     except UsageError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -78,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ScheduleSyntaxError, ScheduleError, UnicodeDecodeError) as error:
         print(f"error: {request.file}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads, "head" perhaps, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
@@ -95,13 +99,7 @@ def _chosen(request: ScheduleRequest) -> tuple[Schedule, Durations, float | None
     case = make_case(request, schedule_name(request))
     if isinstance(case, list):
         raise UsageError(case)
-    return _make(case)
-
-
-def _make(case: Case) -> tuple[Schedule, Durations, float | None]:
-    schedule = catalog.make_schedule(case.name, case.ranks, case.microbatches, case.stages_per_rank)
-    formula = catalog.formula_bubble(case.name, case.stages, case.times, case.stages_per_rank)
-    return schedule, case.times, formula
+    return make(case, request.memory)
 
 
 def _show(request: ScheduleRequest, schedule: Schedule, times: Durations, formula: float | None) -> None:
@@ -138,7 +136,7 @@ def _compare(request: ScheduleRequest) -> None:
         if isinstance(case, list):
             rows.append((name, case))
             continue
-        schedule, times, formula = _make(case)
+        schedule, times, formula = make(case)
         rows.append((name, facts_of(schedule, simulate(schedule, times), times, formula)))
     if request.output == "json":
         found = [r if isinstance(r, list) else asdict(r) for _, r in rows]

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from deepseek_train.cli.schedule_request import AUTO, ScheduleRequest, Times
-from deepseek_train.schedule import catalog
+from deepseek_train.schedule import auto, catalog
+from deepseek_train.schedule.action import Schedule
 from deepseek_train.schedule.simulate import Durations, Seconds
 
 
@@ -44,6 +45,15 @@ def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
         return problems
     pieces = per_rank if request.ranks is not None else 1
     return Case(name, ranks, microbatches, per_rank, durations(request.times, pieces))
+
+
+def make(case: Case, memory: int | None = None) -> tuple[Schedule, Durations, float | None]:
+    """The schedule, the times of its stages and the closed form of its bubble. ``memory`` limits the search."""
+    if case.name == AUTO:
+        return auto.best(case.ranks, case.microbatches, case.times, memory), case.times, None
+    schedule = catalog.make_schedule(case.name, case.ranks, case.microbatches, case.stages_per_rank)
+    formula = catalog.formula_bubble(case.name, case.stages, case.times, case.stages_per_rank)
+    return schedule, case.times, formula
 
 
 def durations(times: Times, pieces: int = 1) -> Durations:
