@@ -147,8 +147,8 @@ def test_a_search_keeps_its_limit_and_loses_to_no_schedule_of_the_report(
     found, dualpipe = facts(capsys, "name=auto", *sizes), facts(capsys, "name=dualpipe", *sizes)
     assert (found["name"], found["stages"], found["formula_bubble"]) == ("auto", 2, None)
     assert found["makespan"] <= dualpipe["makespan"]
-    tight = facts(capsys, "name=auto", "memory=2", *sizes)
-    assert max(tight["peak_activations"]) <= 2 < max(found["peak_activations"])
+    tight = facts(capsys, "name=auto", "memory=1", *sizes)
+    assert max(tight["peak_activations"]) <= 1 < max(found["peak_activations"])
     assert tight["makespan"] > found["makespan"]
 
 
