@@ -4,22 +4,18 @@ Known schedules and list scheduling under many policies give starting points; hi
 faster, with the simulator's makespan as judge. Nothing depends on the clock, so all ranks of a job find the same.
 """
 
-from dataclasses import fields
-from random import Random
-
 from deepseek_train.schedule import dualpipe, one_f_one_b
-from deepseek_train.schedule.action import Action, Kind, Placement, Schedule, Step
+from deepseek_train.schedule.action import Placement, Schedule
 from deepseek_train.schedule.check import check
 from deepseek_train.schedule.climb import Climber
 from deepseek_train.schedule.compiled import INPUT, WEIGHT, Compiled, Rows
-from deepseek_train.schedule.list_scheduler import Policy, play
 from deepseek_train.schedule.memory import Limits
 from deepseek_train.schedule.queues import blocked
 from deepseek_train.schedule.simulate import Durations
+from deepseek_train.schedule.starts import starts
 
-_POLICIES = 60
-_STARTS = 3  # of them are climbed from
-_MOVES = 16_000  # at most; fewer where more than _STEPS steps would have to be simulated
+_STARTS = 3  # the fastest of all are climbed from
+_MOVES = 12_000  # at most; fewer where more than _STEPS steps would have to be simulated
 _STEPS = 40_000_000
 
 
@@ -32,8 +28,8 @@ def best(
     *,
     max_held: int | None = None,
 ) -> Schedule:
-    """The faster of ``search`` from both ends (P and M even) and ``search`` from one end; one stage a rank and direction.
-    Raises ValueError as ``search`` does, and where P or M is not positive.
+    """The faster of ``search`` with micro-batches from both ends (P and M even) and from one end, with as many stages
+    as ranks. Raises ValueError as ``search`` does, and where P or M is not positive.
     """
     placements = [one_f_one_b.straight(num_ranks, num_microbatches)]
     if num_ranks % 2 == num_microbatches % 2 == 0:
@@ -71,9 +67,8 @@ def search(
     def runs(rows: Rows) -> bool:
         return not blocked(work.schedule("auto", rows))
 
-    starts = sorted(_starts(work, limits, Random(seed)), key=work.makespan)
     chosen: list[Rows] = []
-    for rows in starts:
+    for rows in sorted(starts(work, limits, seed), key=work.makespan):
         if len(chosen) < _STARTS and rows not in chosen and runs(rows):
             chosen.append(rows)
     climber = Climber(work, limits, runs, seed)
@@ -88,40 +83,6 @@ def search(
     schedule = work.schedule("auto", joined if runs(joined) else rows)
     check(schedule)
     return schedule
-
-
-def _starts(work: Compiled, limits: Limits, random: Random) -> list[Rows]:
-    """Rows within the limits: known schedules, one micro-batch after the other, and plays of many policies."""
-    placement = work.placement
-    known = [work.rows(schedule) for schedule in (*_known(placement), _one_by_one(placement))]
-    known = [rows for rows in known if all(limits.allow(row, work.num_chunks) for row in rows)]
-    lanes = max(sum(ranks.count(r) for ranks in placement.ranks_SX) for r in range(placement.num_ranks))
-    if min(limits.activations, limits.held) < lanes:
-        return known
-    names = [field.name for field in fields(Policy)]
-    usual = Policy()
-    drawn = [Policy(*(getattr(usual, name) + random.gauss(0.0, 1.5) for name in names)) for _ in range(_POLICIES)]
-    return known + [play(work, limits, policy) for policy in (usual, *drawn)]
-
-
-def _known(placement: Placement) -> list[Schedule]:
-    """Schedules with a name that have this placement."""
-    sizes = placement.num_ranks, placement.num_microbatches
-    makers = ((dualpipe.problems, dualpipe.dualpipe), (one_f_one_b.problems, one_f_one_b.one_f_one_b))
-    schedules = [make(*sizes) for problems, make in makers if not problems(*sizes)]
-    return [schedule for schedule in schedules if schedule.placement == placement]
-
-
-def _one_by_one(placement: Placement) -> Schedule:
-    """Each micro-batch forward through all stages and back before the next: slow, and no schedule keeps less."""
-    steps_R: list[list[Step]] = [[] for _ in range(placement.num_ranks)]
-    stages = range(placement.num_stages)
-    for microbatch in range(placement.num_microbatches):
-        for stage in stages:
-            steps_R[placement.rank_of(stage, microbatch)].append(Action(stage, Kind.FORWARD, microbatch))
-        for stage in reversed(stages):
-            steps_R[placement.rank_of(stage, microbatch)].append(Action(stage, Kind.BACKWARD, microbatch))
-    return Schedule("one_by_one", placement, tuple(map(tuple, steps_R)))
 
 
 def _joined(work: Compiled, rows: Rows) -> Rows:

@@ -4,30 +4,42 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
-from deepseek_train.schedule.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEIGHT, Compiled, Rows
+from deepseek_train.schedule.compiled import (
+    BACKWARD,
+    FORWARD,
+    INPUT,
+    PAIR,
+    WEIGHT,
+    Compiled,
+    Ends,
+    Rows,
+    last_end,
+)
 from deepseek_train.schedule.memory import Limits
 
 _CRITICAL = 0.8  # share of moves on the critical path, the others anywhere
+_SAME = 1 + 1e-12  # makespans within this factor differ by rounding only
 _MIRRORED = 0.8  # share of moves made on both ends at once, where the placement is its own mirror image
 
 
 class Climber:
-    """Moves over rows of ``work`` within ``limits``. ``runs`` says whether rows can be executed; only the best found so
-    far is asked about."""
+    """Moves over rows of ``work`` within ``limits``. ``runs`` says whether rows can be executed; asked only about
+    new best rows, because the answer is slow.
+    """
 
     def __init__(self, work: Compiled, limits: Limits, runs: Callable[[Rows], bool], seed: int) -> None:
         self.work, self.limits, self.runs = work, limits, runs
         self.random = Random(seed)
-        ranks_SX = work.placement.ranks_SX
-        self.is_mirrored = all(ranks == ranks_SX[-1 - s][::-1] for s, ranks in enumerate(ranks_SX)) and (
-            work.placement.num_directions == 2
-        )
+        placement = work.placement
+        both_ends = all(sum(ranks) == placement.num_ranks - 1 for ranks in placement.ranks_SX)
+        self.is_mirrored = both_ends and placement.num_directions == 2 and placement.num_microbatches % 2 == 0
 
     def climb(self, rows: Rows, num_moves: int) -> Rows:
         """The fastest rows that run, ``rows`` or better. Moves that cost no time are made as well: they lead on to
-        others."""
+        others.
+        """
         best, best_span = rows, self.work.makespan(rows)
-        span, path = best_span, self._critical_path(rows)
+        span, path = best_span, self._critical_path(rows, self.work.ends(rows))
         for _ in range(num_moves):
             rank, index = self.random.choice(path)
             if self.random.random() > _CRITICAL:
@@ -39,29 +51,29 @@ class Climber:
             changed = [*rows[:rank], row, *rows[rank + 1 :]]
             if self.is_mirrored and self.random.random() < _MIRRORED:
                 changed[-1 - rank] = [self._mirror_image(code) for code in row]
-            changed_span = self.work.makespan(changed)
-            if changed_span > span or (changed_span < best_span and not self.runs(changed)):
+            ends_R = self.work.ends(changed)
+            changed_span = last_end(changed, ends_R)
+            if changed_span > span * _SAME or (changed_span < best_span and not self.runs(changed)):
                 continue
-            rows, span, path = changed, changed_span, self._critical_path(changed)
+            rows, span, path = changed, changed_span, self._critical_path(changed, ends_R)
             if span < best_span:
                 best, best_span = rows, span
         return best
 
-    def _critical_path(self, rows: Rows) -> list[tuple[int, int]]:
+    def _critical_path(self, rows: Rows, ends_R: Ends) -> list[tuple[int, int]]:
         """(rank, index) of steps without a gap between them that take the whole makespan; ties are drawn."""
-        ends_R = self.work.ends(rows)
         sent = {
             message: (rank, index, ends_R[rank][index] + latency)
             for rank, row in enumerate(rows)
             for index, code in enumerate(row)
-            for message, latency in self.work.op(code)[1]
+            for message, latency in self.work.ops[code][1]
         }
         rank = max(range(len(rows)), key=lambda r: ends_R[r][-1])
         at = (rank, len(rows[rank]) - 1)
         path = [at]
         while True:
             rank, index = at
-            inputs, _, length = self.work.op(rows[rank][index])
+            inputs, _, length = self.work.ops[rows[rank][index]]
             start = ends_R[rank][index] - length * (1 + 1e-9)
             before = [(r, i) for r, i, arrival in (sent[m] for m in inputs if m in sent) if arrival >= start]
             if index and ends_R[rank][index - 1] >= start:
@@ -72,8 +84,9 @@ class Climber:
             path.append(at)
 
     def _moved(self, row: list[int], index: int) -> list[int]:
-        """A copy of ``row`` with the step at ``index`` split, joined with the next, or shifted. Weight gradients may be
-        out of order in it, or too few."""
+        """A copy of ``row`` with the step at ``index`` split, joined with the next, or shifted. Its weight gradients
+        may be out of order, or come too early.
+        """
         size, dice = self.work.num_chunks, self.random.random()
         row = list(row)
         code = row[index]

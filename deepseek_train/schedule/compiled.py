@@ -5,6 +5,8 @@ chunk c is c, N + c, 2 N + c, 3 N + c, and the pair of forward f and backward b 
 number too: c is the activation that chunk c needs, N + c its gradient.
 """
 
+from collections.abc import Callable
+
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule, Step
 from deepseek_train.schedule.dataflow import Message, MessageKind, inputs_of, outputs_of
 from deepseek_train.schedule.simulate import Durations, seconds
@@ -13,38 +15,46 @@ KINDS = (Kind.FORWARD, Kind.BACKWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHT)
 FORWARD, BACKWARD, INPUT, WEIGHT, PAIR = range(5)  # code // N; of a pair it is PAIR or more
 
 Rows = list[list[int]]  # for each rank its steps' codes, in order
+Ends = list[list[float]]  # for each rank its steps' ends, in seconds
 Op = tuple[tuple[int, ...], tuple[tuple[int, float], ...], float]  # inputs, (output, latency) each, seconds
 
 
+def last_end(rows: Rows, ends_R: Ends) -> float:
+    """The makespan of ``rows`` with these ``ends``; infinite where a row waits for ever."""
+    if any(len(ends) < len(row) for ends, row in zip(ends_R, rows, strict=True)):
+        return float("inf")
+    return max(ends[-1] for ends in ends_R if ends)
+
+
+class Ops(dict[int, Op]):
+    """Inputs, outputs and seconds of steps by their codes; worked out when first asked for."""
+
+    def __init__(self, make: Callable[[int], Op]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, code: int) -> Op:
+        self[code] = op = self._make(code)
+        return op
+
+
 class Compiled:
-    """Steps of ``placement`` as numbers, with their messages and seconds."""
+    """Steps of ``placement`` as numbers, with their messages and seconds in ``ops``."""
 
     def __init__(self, placement: Placement, durations: Durations) -> None:
         self.placement = placement
         self.num_chunks = placement.num_stages * placement.num_microbatches
+        self.ops = Ops(self._op)
         self._durations = durations
-        self._ops: dict[int, Op] = {}
-
-    def op(self, code: int) -> Op:
-        """Inputs, outputs and seconds of a step; worked out when first asked for."""
-        found = self._ops.get(code)
-        if found is None:
-            step = self.step(code)
-            latency = self._durations.latency
-            found = self._ops[code] = (
-                tuple(self._number(m) for m in inputs_of(self.placement, step)),
-                tuple((self._number(m), 0.0 if m.is_local else latency) for m in outputs_of(self.placement, step)),
-                seconds(step, self._durations),
-            )
-        return found
 
     def pair(self, forward: int, backward: int) -> int:
         """The code of the pair of two chunks."""
         return (PAIR + forward) * self.num_chunks + backward
 
-    def ends(self, rows: Rows) -> list[list[float]]:
+    def ends(self, rows: Rows) -> Ends:
         """When each step ends, as ``simulate`` has it. A row that waits for ever ends early."""
-        ends_R: list[list[float]] = [[] for _ in rows]
+        ends_R: Ends = [[] for _ in rows]
+        ops = self.ops
         arrived = [-1.0] * (2 * self.num_chunks)
         waiting: dict[int, int] = {}
         runnable = list(range(len(rows)))
@@ -53,7 +63,7 @@ class Compiled:
             ends = ends_R[rank]
             time = ends[-1] if ends else 0.0
             for code in rows[rank][len(ends) :]:
-                inputs, outputs, length = self.op(code)
+                inputs, outputs, length = ops[code]
                 missing = -1
                 for message in inputs:
                     if arrived[message] < 0.0:
@@ -73,28 +83,27 @@ class Compiled:
 
     def makespan(self, rows: Rows) -> float:
         """What ``simulate`` says of these rows; infinite where they wait for ever."""
-        ends_R = self.ends(rows)
-        if any(len(ends) < len(row) for ends, row in zip(ends_R, rows, strict=True)):
-            return float("inf")
-        return max(ends[-1] for ends in ends_R if ends)
+        return last_end(rows, self.ends(rows))
 
     def bound(self) -> float:
-        """No schedule of this placement is faster: a rank cannot start before the first micro-batch is there, and has to
-        do all its work, every forward paired as well as it can be."""
+        """No schedule of this placement is faster: a rank cannot start before a micro-batch gets there, and has
+        to do all its work, in as many pairs as can be (all but its first forward) that save the most.
+        """
         placement, count = self.placement, self.placement.num_microbatches
         forward_S, backward_S = (
-            [self.op(kind * self.num_chunks + stage * count)[2] for stage in range(placement.num_stages)]
+            [self.ops[kind * self.num_chunks + stage * count][2] for stage in range(placement.num_stages)]
             for kind in (FORWARD, BACKWARD)
         )
         bounds = []
         for rank in range(placement.num_ranks):
             stages = placement.stages_of(rank)
-            pairs = ((f, b, self.op(self.pair(f * count, b * count))[2]) for f in stages for b in stages)
+            pairs = ((f, b, self.ops[self.pair(f * count, b * count)][2]) for f in stages for b in stages)
             saved = max(max(0.0, forward_S[f] + backward_S[b] - both) for f, b, both in pairs)
-            work = sum(
-                (forward_S[s] + backward_S[s] - saved) * count * placement.ranks_SX[s].count(rank) for s in stages
-            )
-            bounds.append(sum(forward_S[: stages[0]]) + work / placement.num_directions)
+            share_S = {
+                s: count // placement.num_directions * placement.ranks_SX[s].count(rank) for s in stages
+            }
+            work = sum((forward_S[s] + backward_S[s]) * share for s, share in share_S.items())
+            bounds.append(sum(forward_S[: stages[0]]) + work - saved * (sum(share_S.values()) - 1))
         return max(bounds)
 
     def rows(self, schedule: Schedule) -> Rows:
@@ -111,6 +120,17 @@ class Compiled:
         if kind >= PAIR:
             return Pair(self._action(FORWARD, kind - PAIR), self._action(BACKWARD, chunk))
         return self._action(kind, chunk)
+
+    def _op(self, code: int) -> Op:
+        step = self.step(code)
+        latency = self._durations.latency
+        return (
+            tuple(self._number(m) for m in inputs_of(self.placement, step)),
+            tuple(
+                (self._number(m), 0.0 if m.is_local else latency) for m in outputs_of(self.placement, step)
+            ),
+            seconds(step, self._durations),
+        )
 
     def _action(self, kind: int, chunk: int) -> Action:
         stage, microbatch = divmod(chunk, self.placement.num_microbatches)

@@ -13,8 +13,9 @@ from deepseek_train.schedule.memory import Limits
 
 @dataclass(frozen=True)
 class Policy:
-    """How much a free rank likes a candidate. Good weights are found by search (``auto``), not by theory: what they have
-    to do is reach many different sensible schedules."""
+    """How much a free rank likes a candidate. Good weights are found by trying (``starts``), not by theory: they
+    have to reach many different sensible schedules.
+    """
 
     forward: float = 0.0
     forward_deep: float = 0.0  # x stage, over their number
@@ -45,10 +46,11 @@ Candidate = tuple[float, float, int]  # liking without waiting, start, chunk
 
 
 def play(work: Compiled, limits: Limits, policy: Policy) -> Rows:
-    """The rows ``policy`` makes within ``limits``, each of which allows at least one micro-batch for every stage of a
-    rank and direction."""
+    """The rows ``policy`` makes within ``limits``, which have room for one micro-batch of every stage and direction
+    of a rank.
+    """
     ranks = [_Rank(work, limits, policy, rank) for rank in range(work.placement.num_ranks)]
-    arrived = {chunk: 0.0 for chunk in range(work.placement.num_microbatches)}
+    arrived = dict.fromkeys(range(work.placement.num_microbatches), 0.0)
     target = {m: r for r, rank in enumerate(ranks) for c in rank.lane_of for m in (c, work.num_chunks + c)}
     free = [0.0] * len(ranks)
     events = [(0.0, rank) for rank in range(len(ranks))]
@@ -61,7 +63,7 @@ def play(work: Compiled, limits: Limits, policy: Policy) -> Rows:
             heappush(events, (start, rank))
         elif code >= 0:
             ranks[rank].take(code)
-            _, outputs, length = work.op(code)
+            _, outputs, length = work.ops[code]
             free[rank] = now + length
             heappush(events, (free[rank], rank))
             for message, latency in outputs:
@@ -85,7 +87,9 @@ class _Rank:
         self.lane_of = {chunk: lane for lane in self.lanes for chunk in lane.chunks}
         self.queue: list[int] = []
         self.row: list[int] = []
-        seconds = [work.op(kind * work.num_chunks + c)[2] for kind in (FORWARD, BACKWARD) for c in self.lane_of]
+        seconds = [
+            work.ops[kind * work.num_chunks + c][2] for kind in (FORWARD, BACKWARD) for c in self.lane_of
+        ]
         self.patience = policy.wait * len(self.lane_of) / (sum(seconds) or 1.0)
 
     def choose(self, now: float, arrived: dict[int, float]) -> tuple[int, float]:
@@ -96,8 +100,8 @@ class _Rank:
         options += [(liking, start, INPUT * size + chunk) for liking, start, chunk in backwards]
         for f_liking, f_start, f in forwards:
             for b_liking, b_start, b in backwards:
-                alone = self.work.op(f)[2] + self.work.op(BACKWARD * size + b)[2]
-                if self.work.op(self.work.pair(f, b))[2] < 0.9999 * alone:
+                alone = self.work.ops[f][2] + self.work.ops[BACKWARD * size + b][2]
+                if self.work.ops[self.work.pair(f, b)][2] < 0.9999 * alone:
                     liking = f_liking + b_liking + self.policy.pair
                     options.append((liking, max(f_start, b_start), self.work.pair(f, b)))
         if self.queue:
@@ -123,8 +127,9 @@ class _Rank:
         self.row.append(code)
 
     def _candidates(self, now: float, arrived: dict[int, float]) -> tuple[list[Candidate], list[Candidate]]:
-        """Forwards and backwards whose messages are there or under way. The last places are kept for lanes that hold
-        nothing: else two directions could fill a rank, each waiting for the other to leave."""
+        """Forwards and backwards whose messages are there or under way. The last places are kept for lanes that
+        hold nothing: else one direction could fill rank 0 and the other rank P-1, each waiting for the other.
+        """
         policy, num_stages = self.policy, self.work.placement.num_stages
         forwards, backwards = [], []
         live = sum(lane.forwards - lane.backwards for lane in self.lanes)
@@ -144,6 +149,8 @@ class _Rank:
                 chunk = lane.chunks[lane.backwards]
                 if self.work.num_chunks + chunk in arrived:
                     liking = policy.backward + policy.backward_deep * lane.stage / num_stages
-                    liking += policy.backward_left * (1 - lane.backwards / count) + policy.backward_crowd * crowd
+                    liking += (
+                        policy.backward_left * (1 - lane.backwards / count) + policy.backward_crowd * crowd
+                    )
                     backwards.append((liking, max(now, arrived[self.work.num_chunks + chunk]), chunk))
         return forwards, backwards

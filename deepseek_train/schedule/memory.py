@@ -7,8 +7,9 @@ from deepseek_train.schedule.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEI
 
 @dataclass(frozen=True)
 class Limits:
-    """For every rank the most ``activations`` (micro-batches from F to B or I, a pair counting as both at once), and the
-    most ``held``: activations and queued weight gradients together. DualPipe itself needs P + 1 of both."""
+    """For every rank the most ``activations`` (micro-batches from F to B or I, a pair counting as both at once),
+    and the most ``held``: activations and queued weight gradients together. DualPipe needs P + 1 of both.
+    """
 
     activations: int
     held: int

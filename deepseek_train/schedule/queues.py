@@ -13,10 +13,11 @@ from deepseek_train.schedule.lower import Instruction, Link, Receive, Send, lowe
 
 
 def blocked(schedule: Schedule, *, prefetch: int = 1) -> list[str]:
-    """What stands still for ever when ``schedule``, which has passed ``check``, is lowered and executed with in-order
-    queues; empty: nothing."""
+    """What stands still for ever when ``schedule``, which has passed ``check``, is lowered and executed with
+    in-order queues; empty: nothing.
+    """
     machine = _Machine(schedule, prefetch)
-    while machine.meet() or any([machine.advance(rank) for rank in range(len(machine.programs))]):
+    while machine.meet() or sum(machine.advance(rank) for rank in range(len(machine.programs))):
         pass
     return machine.remains()
 
@@ -59,8 +60,9 @@ class _Machine:
         return stuck + [f"rank {r}: {queue[0]}" for (r, _), queue in self.queues.items() if queue]
 
     def _perform(self, rank: int, instruction: Instruction) -> bool:
-        """Start ``instruction``; False: it has to wait. A full window waits for its oldest send, as the executor's links
-        do."""
+        """Start ``instruction``; False: it has to wait. A full window waits for its oldest send, as the executor's
+        links do.
+        """
         match instruction:
             case Send(message):
                 window = self.under_way[message.source, message.target]
