@@ -19,6 +19,7 @@ from deepseek_train.schedule.timeline import Span, Timeline
 
 _IDLE = "."
 _STRETCH = 8.0  # widest drawing, over that in which only the longest chunks can be read
+_FINEST = 10**6  # parts of the shortest chunk: no common step is finer
 _MARGIN = 8
 # of the 256 terminal colours, background and text: of both tones
 _COLOURS = {
@@ -103,6 +104,8 @@ def _columns_per_second(cells: list[_Cell]) -> float:
     unit = min(cell.end - cell.start for cell in timed)
     times = [Fraction(t / unit).limit_denominator(1000) for cell in timed for t in (cell.start, cell.end)]
     common = math.lcm(*(t.denominator for t in times))
+    if common > _FINEST:
+        return enough
     step = unit * math.gcd(*(int(t * common) for t in times)) / common
     on_grid = math.ceil(enough * step * (1 - 1e-9)) / step
     return on_grid if on_grid <= 2 * enough else enough

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from deepseek_train.schedule.action import Kind, Schedule
@@ -58,6 +58,7 @@ def test_a_pair_that_ran_at_once_and_a_late_start() -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(make_schedule("zb_h1", 9, 37), [1.5625, 1.298507291275655, 10.0, 1.0])  # no common step
 @given(training_schedules(), st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=4))
 def test_any_times_are_drawn_in_rows_of_one_length(schedule: Schedule, times: list[float]) -> None:
     rows = render(simulate(schedule, Durations(*times))).splitlines()[1:]
