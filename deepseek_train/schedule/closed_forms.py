@@ -1,4 +1,4 @@
-"""Published idle time of each schedule, for pipelines long filled and messages that take no time.
+"""Idle time of each schedule in closed form, for enough micro-batches and messages that take no time.
 
 F, I and W are seconds of one chunk, B = I + W, F&B an overlapped pair. Where a form is exact and where the
 schedule is better or worse: docs/schedules.md, tests/paper/test_schedule_closed_forms.py.
@@ -38,8 +38,9 @@ def _zb_h1(stages: int, _: int, t: _Times) -> float:
 
 
 def _zb_v(stages: int, _: int, t: _Times) -> float | None:
-    """(P - 1) F with P = PP / 2 ranks, for F = I = W: the last rank waits for its first forward, and that is all.
-    For other times nothing better than this bound is known.
+    """(P - 1) F with P = PP / 2 ranks, for F = I = W: the last rank waits for its first forward, and that is all. For
+    other times no form is published; ours then idles (P - 1) max(I, W, 2F - I, 2F - W, 2I - 2W) at most, which tests
+    hold it to.
     """
     return (stages // 2 - 1) * t.f if t.f == t.i == t.w else None
 

@@ -84,10 +84,7 @@ def test_microbatches_pass_each_stage_in_order(name: str, data: st.DataObject) -
 
 def _actions(schedule: Schedule) -> list[tuple[Kind, int, int]]:
     return [
-        (a.kind, a.stage, a.microbatch)
-        for row in schedule.steps_R
-        for step in row
-        for a in actions_of(step)
+        (a.kind, a.stage, a.microbatch) for row in schedule.steps_R for step in row for a in actions_of(step)
     ]
 
 
