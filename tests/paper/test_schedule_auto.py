@@ -142,9 +142,9 @@ def test_a_stage_that_fills_its_ranks_completely_leaves_nothing_to_gain() -> Non
     assert _span(best(4, 8, times), times) == known == pytest.approx(8 * 3 * 1.3)
 
 
-def test_equal_stages_reach_the_bound_of_the_placement_with_one_weight_gradient_more() -> None:
+def test_equal_stages_reach_the_bound_of_the_placement() -> None:
     """M (F + B) and the fill of the middle ranks: DualPipe's idle time is twice that."""
-    found = best(4, 8, EQUAL, max_held=6)
+    found = best(4, 8, EQUAL)
     assert _span(found, EQUAL) == 25.0 == Compiled(mirrored(4, 8), EQUAL).bound()
 
 
