@@ -15,8 +15,7 @@ from deepseek_train.schedule.simulate import Durations
 from deepseek_train.schedule.starts import starts
 
 _STARTS = 3  # the fastest of all are climbed from
-_MOVES = 12_000  # at most; fewer where more than _STEPS steps would have to be simulated
-_STEPS = 40_000_000
+_STEPS = 40_000_000  # the most that are simulated: few moves for long schedules
 
 
 def best(
@@ -27,20 +26,24 @@ def best(
     seed: int = 0,
     *,
     max_held: int | None = None,
+    max_moves: int = 12_000,
 ) -> Schedule:
     """The faster of ``search`` with micro-batches from both ends (P and M even) and from one end, with as many stages
     as ranks. Raises ValueError as ``search`` does, and where P or M is not positive.
     """
-    placements = [one_f_one_b.straight(num_ranks, num_microbatches)]
-    if num_ranks % 2 == num_microbatches % 2 == 0:
-        placements.insert(0, dualpipe.mirrored(num_ranks, num_microbatches))
-    found: list[tuple[float, Schedule]] = []
-    for placement in placements:
+
+    def search_in(placement: Placement, moves: int) -> tuple[float, Schedule]:
+        schedule = search(placement, durations, max_activations, seed, max_held=max_held, max_moves=moves)
         work = Compiled(placement, durations)
-        if not found or work.bound() < found[0][0]:
-            schedule = search(placement, durations, max_activations, seed, max_held=max_held)
-            found.append((work.makespan(work.rows(schedule)), schedule))
-    return min(found, key=lambda pair: pair[0])[1]
+        return work.makespan(work.rows(schedule)), schedule
+
+    straight = one_f_one_b.straight(num_ranks, num_microbatches)
+    if num_ranks % 2 or num_microbatches % 2:
+        return search_in(straight, max_moves)[1]
+    found = search_in(dualpipe.mirrored(num_ranks, num_microbatches), max_moves)
+    if Compiled(straight, durations).bound() < found[0]:  # one end seldom wins: a short search will do
+        found = min(found, search_in(straight, max_moves // 6), key=lambda pair: pair[0])
+    return found[1]
 
 
 def search(
@@ -50,14 +53,15 @@ def search(
     seed: int = 0,
     *,
     max_held: int | None = None,
+    max_moves: int = 12_000,
 ) -> Schedule:
     """A schedule of ``placement`` whose simulated makespan is at most that of the known schedules that fit the limits.
 
-    ``max_activations``: the most ``peak_activations`` of any rank (default: stages + 1, what DualPipe needs);
+    ``max_activations``: the most ``peak_activations`` of any rank (default: stages + 1, what DualPipe needs).
     ``max_held``: the most activations and queued weight gradients together (default: ``max_activations``; DualPipe
-    needs as many). It passes ``check``, and runs where messages pass in order of their queues (``blocked``).
-    Raises ValueError for limits no schedule can keep, naming the smallest that can, and for durations of another
-    number of stages.
+    needs as many). ``max_moves``: how long to search. The result passes ``check``, and runs where messages pass in
+    the order of their queues (``blocked``). Raises ValueError for limits no schedule can keep, naming the smallest
+    that can, and for durations of another number of stages.
     """
     activations = placement.num_stages + 1 if max_activations is None else max_activations
     limits = Limits(activations, activations if max_held is None else max_held)
@@ -72,7 +76,7 @@ def search(
         if len(chosen) < _STARTS and rows not in chosen and runs(rows):
             chosen.append(rows)
     climber = Climber(work, limits, runs, seed)
-    moves = min(_MOVES, _STEPS // sum(map(len, chosen[0])))
+    moves = min(max_moves, _STEPS // sum(map(len, chosen[0])))
     bound = work.bound() * (1 + 1e-9)
     climbed = [climber.climb(rows, moves // 6 if work.makespan(chosen[0]) > bound else 0) for rows in chosen]
     rows = min(climbed, key=work.makespan)

@@ -78,12 +78,12 @@ class _Rank:
     def __init__(self, work: Compiled, limits: Limits, policy: Policy, rank: int) -> None:
         placement = work.placement
         self.work, self.limits, self.policy = work, limits, policy
-        self.lanes = []
+        self.lanes: list[_Lane] = []
+        count = placement.num_microbatches
         for stage, holders in enumerate(placement.ranks_SX):
             for direction in (d for d, holder in enumerate(holders) if holder == rank):
-                microbatches = range(placement.num_microbatches)
-                ours = [m for m in microbatches if placement.direction_of(m) == direction]
-                self.lanes.append(_Lane(stage, [stage * placement.num_microbatches + m for m in ours]))
+                ours = [m for m in range(count) if placement.direction_of(m) == direction]
+                self.lanes.append(_Lane(stage, [stage * count + m for m in ours]))
         self.lane_of = {chunk: lane for lane in self.lanes for chunk in lane.chunks}
         self.queue: list[int] = []
         self.row: list[int] = []
@@ -96,7 +96,7 @@ class _Rank:
         """The step liked best and when it can start; -1: nothing is known to come."""
         size = self.work.num_chunks
         forwards, backwards = self._candidates(now, arrived)
-        options = [(liking, start, chunk) for liking, start, chunk in forwards]
+        options = list(forwards)
         options += [(liking, start, INPUT * size + chunk) for liking, start, chunk in backwards]
         for f_liking, f_start, f in forwards:
             for b_liking, b_start, b in backwards:
@@ -107,10 +107,9 @@ class _Rank:
         if self.queue:
             liking = self.policy.weight + self.policy.weight_queued * len(self.queue) / self.limits.held
             options.append((liking, now, WEIGHT * size + self.queue[0]))
-        _, start, code = max(
-            ((liking + self.patience * (start - now), start, code) for liking, start, code in options),
-            default=(0.0, now, -1),
-        )
+        if not options:
+            return -1, now
+        _, start, code = max((like + self.patience * (at - now), at, code) for like, at, code in options)
         return code, start
 
     def take(self, code: int) -> None:
