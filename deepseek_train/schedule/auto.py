@@ -4,15 +4,15 @@ Known schedules and list scheduling under many policies give starting points; hi
 faster, with the simulator's makespan as judge. Nothing depends on the clock, so all ranks of a job find the same.
 """
 
-from deepseek_train.schedule import dualpipe, one_f_one_b
+from deepseek_train.schedule import dualpipe
 from deepseek_train.schedule.action import Placement, Schedule
 from deepseek_train.schedule.check import check
-from deepseek_train.schedule.climb import Climber
-from deepseek_train.schedule.compiled import INPUT, WEIGHT, Compiled, Rows
-from deepseek_train.schedule.memory import Limits
-from deepseek_train.schedule.queues import blocked
+from deepseek_train.schedule.placements import straight
+from deepseek_train.schedule.search.climb import Climber
+from deepseek_train.schedule.search.compiled import INPUT, WEIGHT, Compiled, Rows
+from deepseek_train.schedule.search.memory import Limits
+from deepseek_train.schedule.search.starts import starts
 from deepseek_train.schedule.simulate import Durations
-from deepseek_train.schedule.starts import starts
 
 _STARTS = 3  # the fastest of all are climbed from
 _STEPS = 40_000_000  # the most that are simulated: few moves for long schedules
@@ -37,12 +37,12 @@ def best(
         work = Compiled(placement, durations)
         return work.makespan(work.rows(schedule)), schedule
 
-    straight = one_f_one_b.straight(num_ranks, num_microbatches)
+    one_end = straight(num_ranks, num_microbatches)
     if num_ranks % 2 or num_microbatches % 2:
-        return search_in(straight, max_moves)[1]
+        return search_in(one_end, max_moves)[1]
     found = search_in(dualpipe.mirrored(num_ranks, num_microbatches), max_moves)
-    if Compiled(straight, durations).bound() < found[0]:  # one end seldom wins: a short search will do
-        found = min(found, search_in(straight, max_moves // 6), key=lambda pair: pair[0])
+    if Compiled(one_end, durations).bound() < found[0]:  # one end seldom wins: a short search will do
+        found = min(found, search_in(one_end, max_moves // 6), key=lambda pair: pair[0])
     return found[1]
 
 
@@ -59,23 +59,19 @@ def search(
 
     ``max_activations``: the most ``peak_activations`` of any rank (default: stages + 1, what DualPipe needs).
     ``max_held``: the most activations and queued weight gradients together (default: ``max_activations``; DualPipe
-    needs as many). ``max_moves``: how long to search. The result passes ``check``, and runs where messages pass in
-    the order of their queues (``blocked``). Raises ValueError for limits no schedule can keep, naming the smallest
-    that can, and for durations of another number of stages.
+    needs as many). ``max_moves``: how long to search. The result passes ``check``. Raises ValueError for limits no
+    schedule can keep, naming the smallest that can, and for durations of another number of stages.
     """
     activations = placement.num_stages + 1 if max_activations is None else max_activations
     limits = Limits(activations, activations if max_held is None else max_held)
     _refuse(placement, durations, limits)
     work = Compiled(placement, durations)
 
-    def runs(rows: Rows) -> bool:
-        return not blocked(work.schedule("auto", rows))
-
     chosen: list[Rows] = []
     for rows in sorted(starts(work, limits, seed), key=work.makespan):
-        if len(chosen) < _STARTS and rows not in chosen and runs(rows):
+        if len(chosen) < _STARTS and rows not in chosen:
             chosen.append(rows)
-    climber = Climber(work, limits, runs, seed)
+    climber = Climber(work, limits, seed)
     moves = min(max_moves, _STEPS // sum(map(len, chosen[0])))
     bound = work.bound() * (1 + 1e-9)
     climbed = [climber.climb(rows, moves // 6 if work.makespan(chosen[0]) > bound else 0) for rows in chosen]
@@ -83,8 +79,7 @@ def search(
     for _ in range(8):
         if work.makespan(rows) > bound:
             rows = climber.climb(rows, moves // 16)
-    joined = _joined(work, rows)
-    schedule = work.schedule("auto", joined if runs(joined) else rows)
+    schedule = work.schedule("auto", _joined(work, rows))
     check(schedule)
     return schedule
 

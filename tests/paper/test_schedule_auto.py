@@ -12,17 +12,16 @@ from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedu
 from deepseek_train.schedule.auto import best, search
 from deepseek_train.schedule.catalog import make_schedule
 from deepseek_train.schedule.check import check
-from deepseek_train.schedule.compiled import Compiled
 from deepseek_train.schedule.dataflow import actions_of
 from deepseek_train.schedule.dualpipe import mirrored
-from deepseek_train.schedule.list_scheduler import Policy, play
 from deepseek_train.schedule.lower import lower
-from deepseek_train.schedule.memory import Limits
-from deepseek_train.schedule.one_f_one_b import straight
-from deepseek_train.schedule.queues import blocked
+from deepseek_train.schedule.placements import straight
+from deepseek_train.schedule.search.compiled import Compiled
+from deepseek_train.schedule.search.list_scheduler import Policy, play
+from deepseek_train.schedule.search.memory import Limits
 from deepseek_train.schedule.simulate import Durations, peak_activations, peak_weight_queue, seconds, simulate
 from tests.paper.schedules import dualpipe_sizes, training_schedules
-from tests.paper.test_schedule_lower import Links, _execute
+from tests.paper.test_schedule_lower import Links, execute
 from tests.paper.test_schedule_queues import Machine
 
 EQUAL = Durations(1.0, 1.0, 1.0, 3.0)
@@ -95,9 +94,9 @@ def test_what_is_found_is_legal_runs_and_stays_within_its_limits(
     check(schedule)
     assert max(peak_activations(schedule)) <= limit
     assert _peak_held(schedule) <= limit
-    assert Machine(schedule).run() == blocked(schedule) == []
+    assert Machine(schedule).run() == []
     order = random.Random(0)
-    _execute(schedule, lower(schedule), order, Links())
+    execute(schedule, lower(schedule), order, Links())
 
 
 @settings(max_examples=10, deadline=None)
@@ -125,7 +124,7 @@ def test_the_best_placement_is_never_slower_than_1f1b(data: st.DataObject, ranks
     [
         (4, 8, EQUAL, 0.03),
         (4, 8, Durations(1.0, 1.3, 0.7, 3.0), 0.03),
-        (4, 12, Durations((0.7, 1.0, 1.3, 0.85), 1.0, 1.0, 2.7), 0.01),
+        (4, 12, Durations((0.7, 1.0, 1.3, 0.85), 1.0, 1.0, 2.7), 0.005),
         (4, 8, _slower_end(4, 0.4, 2.7, end=0), 0.01),
         (8, 16, Durations((1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.6), 1.0, 1.0, 3.0), 0.01),
     ],
@@ -227,14 +226,6 @@ def test_dualpipe_keeps_one_more_than_it_has_ranks_weight_gradients_included(siz
     assert all(Limits(sizes[0] + 1, sizes[0] + 1).allow(row, work.num_chunks) for row in rows)
     assert not all(Limits(sizes[0], sizes[0] + 1).allow(row, work.num_chunks) for row in rows)
     assert not all(Limits(sizes[0] + 1, sizes[0]).allow(row, work.num_chunks) for row in rows)
-
-
-def test_queues_that_block_are_found() -> None:
-    """DualPipe needs receives posted exactly one step ahead."""
-    schedule = make_schedule("dualpipe", 4, 8)
-    assert blocked(schedule) == []
-    for prefetch in (0, 2):
-        assert blocked(schedule, prefetch=prefetch) == Machine(schedule, prefetch).run() != []
 
 
 def test_a_pair_of_two_stages_takes_its_own_halves_less_what_pairing_saves() -> None:

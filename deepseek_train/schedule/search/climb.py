@@ -1,10 +1,9 @@
 """Hill climbing over schedules: change a step that decides the makespan, keep what is not slower."""
 
 from collections import deque
-from collections.abc import Callable
 from random import Random
 
-from deepseek_train.schedule.compiled import (
+from deepseek_train.schedule.search.compiled import (
     BACKWARD,
     FORWARD,
     INPUT,
@@ -15,7 +14,7 @@ from deepseek_train.schedule.compiled import (
     Rows,
     last_end,
 )
-from deepseek_train.schedule.memory import Limits
+from deepseek_train.schedule.search.memory import Limits
 
 _CRITICAL = 0.8  # share of moves on the critical path, the others anywhere
 _SAME = 1 + 1e-12  # makespans within this factor differ by rounding only
@@ -23,19 +22,17 @@ _MIRRORED = 0.8  # share of moves made on both ends at once, where the placement
 
 
 class Climber:
-    """Moves over rows of ``work`` within ``limits``. ``runs`` says whether rows can be executed; asked only about
-    new best rows, because the answer is slow.
-    """
+    """Moves over rows of ``work`` within ``limits``."""
 
-    def __init__(self, work: Compiled, limits: Limits, runs: Callable[[Rows], bool], seed: int) -> None:
-        self.work, self.limits, self.runs = work, limits, runs
+    def __init__(self, work: Compiled, limits: Limits, seed: int) -> None:
+        self.work, self.limits = work, limits
         self.random = Random(seed)
         placement = work.placement
         both_ends = all(sum(ranks) == placement.num_ranks - 1 for ranks in placement.ranks_SX)
         self.is_mirrored = both_ends and placement.num_directions == 2 and placement.num_microbatches % 2 == 0
 
     def climb(self, rows: Rows, num_moves: int) -> Rows:
-        """The fastest rows that run, ``rows`` or better. Moves that cost no time are made as well: they lead on to
+        """The fastest rows found, ``rows`` or better. Moves that cost no time are made as well: they lead on to
         others.
         """
         best, best_span = rows, self.work.makespan(rows)
@@ -53,7 +50,7 @@ class Climber:
                 changed[-1 - rank] = [self._mirror_image(code) for code in row]
             ends_R = self.work.ends(changed)
             changed_span = last_end(changed, ends_R)
-            if changed_span > span * _SAME or (changed_span < best_span and not self.runs(changed)):
+            if changed_span > span * _SAME:
                 continue
             rows, span, path = changed, changed_span, self._critical_path(changed, ends_R)
             if span < best_span:

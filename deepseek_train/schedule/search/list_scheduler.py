@@ -7,8 +7,8 @@ where they save time.
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from deepseek_train.schedule.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEIGHT, Compiled, Rows
-from deepseek_train.schedule.memory import Limits
+from deepseek_train.schedule.search.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEIGHT, Compiled, Rows
+from deepseek_train.schedule.search.memory import Limits
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from deepseek_train.schedule.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEIGHT
+from deepseek_train.schedule.search.compiled import BACKWARD, FORWARD, INPUT, PAIR, WEIGHT
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from dataclasses import fields
 from random import Random
 
-from deepseek_train.schedule import dualpipe, one_f_one_b
 from deepseek_train.schedule.action import Action, Kind, Placement, Schedule, Step
-from deepseek_train.schedule.compiled import Compiled, Rows
-from deepseek_train.schedule.list_scheduler import Policy, play
-from deepseek_train.schedule.memory import Limits
+from deepseek_train.schedule.catalog import NAMES, make_schedule, placement_of, problems
+from deepseek_train.schedule.search.compiled import Compiled, Rows
+from deepseek_train.schedule.search.list_scheduler import Policy, play
+from deepseek_train.schedule.search.memory import Limits
 
 _POLICIES = 60
 
@@ -31,9 +31,8 @@ def starts(work: Compiled, limits: Limits, seed: int) -> list[Rows]:
 def _known(placement: Placement) -> list[Schedule]:
     """Schedules with a name that have this placement."""
     sizes = placement.num_ranks, placement.num_microbatches
-    makers = ((dualpipe.problems, dualpipe.dualpipe), (one_f_one_b.problems, one_f_one_b.one_f_one_b))
-    schedules = [make(*sizes) for problems, make in makers if not problems(*sizes)]
-    return [schedule for schedule in schedules if schedule.placement == placement]
+    names = [name for name in NAMES if not problems(name, *sizes) and placement_of(name, *sizes) == placement]
+    return [make_schedule(name, *sizes) for name in names]
 
 
 def _one_by_one(placement: Placement) -> Schedule:
