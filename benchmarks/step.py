@@ -32,7 +32,8 @@ from deepseek_train.optim.replicated import Replicated
 from deepseek_train.parallel.p2p import Links
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
-from deepseek_train.pipeline.executor import Boundary, Executor, LossScales, PreparedSchedule
+from deepseek_train.pipeline.executor import Executor, PreparedSchedule
+from deepseek_train.pipeline.values import Boundary, LossScales
 from deepseek_train.schedule.catalog import make_schedule
 from deepseek_train.spec.stages import split_layers
 from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters
@@ -107,7 +108,7 @@ def ours(stage: Stage, size: Size) -> Step:
     ]
     optimizer = Replicated(groups, None, OPTIM, torch.float32)
     boundary = Boundary((size.batch, size.length, m.hidden_size), torch.float32, torch.device("cpu"))
-    links = Links(down=None, up=None, ranks=(0,), me=0)  # type: ignore[arg-type]  # one rank sends nothing
+    links = Links({}, ranks=(0,), me=0)  # one rank sends nothing
     executor = Executor({0: stage}, links, stage.context.queue, boundary)
     schedule = PreparedSchedule(make_schedule("1f1b", 1, 1), 0)
     scales = LossScales(main=1.0, mtp=0.0, balance=0.0)

@@ -1,5 +1,8 @@
 """One transformer block as its phases: attend -> dispatch -> experts -> combine, or attend -> feed forward.
 
+On either side of an exchange stands its local end: ``pack`` picks the rows to send, ``unpack`` sums those that
+came back.
+
 Legend: B sequences, T positions, D hidden, R rope pairs.
 """
 
@@ -15,10 +18,12 @@ from deepseek_train.model.norm import rms_norm
 from deepseek_train.model.router import Router, balance_loss
 from deepseek_train.model.swiglu import FeedForward
 from deepseek_train.model.values import Attended, Computed, Sent
-from deepseek_train.parallel.expert.flat import combine, dispatch
+from deepseek_train.parallel.expert.flat import Dispatched, pack, route, unpack
 from deepseek_train.parallel.expert.plan import make_plan
-from deepseek_train.phases.phase import Lane, Phase
+from deepseek_train.phases.parcel import Parcel
+from deepseek_train.phases.phase import Move, Phase, Row
 from deepseek_train.phases.values import Hidden, LayerLoad
+from deepseek_train.schedule.overlap import Role
 
 
 class _Attention(nn.Module):
@@ -46,10 +51,10 @@ class DenseBlock(_Attention):
         super().__init__(context, turns_TR)
         self.ffn = FeedForward(context, self.m.dense_ffn_size)
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> Row:
         return (
-            Phase("attend", Lane.COMPUTE, self.attend),
-            Phase("feed_forward", Lane.COMPUTE, self.feed_forward),
+            Phase("attend", Role.ATTEND, self.attend),
+            Phase("feed_forward", Role.EXPERTS, self.feed_forward),
         )
 
     def attend(self, hidden: Hidden) -> Hidden:
@@ -70,12 +75,14 @@ class MoeBlock(_Attention):
         self.shared = FeedForward(context, inner) if inner else None
         self.experts = Experts(context)
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> Row:
         return (
-            Phase("attend", Lane.COMPUTE, self.attend),
-            Phase("dispatch", Lane.COMMUNICATION, self.dispatch),
-            Phase("experts", Lane.COMPUTE, self.compute),
-            Phase("combine", Lane.COMMUNICATION, self.combine),
+            Phase("attend", Role.ATTEND, self.attend),
+            Phase("pack", Role.DISPATCH, self.pack),
+            Move("dispatch", Role.DISPATCH),
+            Phase("experts", Role.EXPERTS, self.compute),
+            Move("combine", Role.COMBINE),
+            Phase("unpack", Role.COMBINE, self.unpack),
         )
 
     def attend(self, hidden: Hidden) -> Attended:
@@ -93,15 +100,20 @@ class MoeBlock(_Attention):
         )
         return Attended(replace(hidden, x_BTD=x_BTD, ledger=ledger), normed_BTD, routing)
 
-    def dispatch(self, a: Attended) -> Sent:
+    def pack(self, a: Attended) -> Parcel:
         plan = make_plan(a.routing.expert_ids_NK, self.m.num_routed_experts, self.group)
-        sent = dispatch(a.normed_BTD.flatten(0, 1), a.routing.weights_NK, plan, self.group)
-        return Sent(a.hidden, a.normed_BTD, sent)
+        rows = pack(a.normed_BTD.flatten(0, 1), a.routing.weights_NK, plan, self.group)
+        return Parcel(Sent(a.hidden, a.normed_BTD, plan), rows, route(plan, self.group))
 
-    def compute(self, s: Sent) -> Computed:
-        x_BTD = s.hidden.x_BTD if self.shared is None else s.hidden.x_BTD + self.shared(s.normed_BTD)
-        return Computed(s.hidden.moved_to(x_BTD), self.experts(s.dispatched), s.dispatched.plan)
+    def compute(self, sent: Parcel) -> Parcel:
+        hidden, plan = sent.stays.hidden, sent.stays.plan
+        x_RD, weights_RK = sent.moves
+        y_RD = self.experts(Dispatched(x_RD, weights_RK, plan))
+        if self.shared is not None:
+            hidden = hidden.moved_to(hidden.x_BTD + self.shared(sent.stays.normed_BTD))
+        return Parcel(Computed(hidden, plan), (y_RD,), sent.route.back())
 
-    def combine(self, c: Computed) -> Hidden:
-        y_ND = combine(c.y_RD, c.plan, self.group)
-        return c.hidden.moved_to(c.hidden.x_BTD + y_ND.view_as(c.hidden.x_BTD))
+    def unpack(self, computed: Parcel) -> Hidden:
+        hidden, (y_SD,) = computed.stays.hidden, computed.moves
+        y_ND = unpack(y_SD, computed.stays.plan, self.group)
+        return hidden.moved_to(hidden.x_BTD + y_ND.view_as(hidden.x_BTD))

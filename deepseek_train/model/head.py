@@ -16,9 +16,10 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.embed import embed
 from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import rms_norm, wide
-from deepseek_train.phases.phase import Lane, Phase
+from deepseek_train.phases.phase import Phase, Row
 from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.wgrad import Weight
+from deepseek_train.schedule.overlap import Role
 
 
 class _CrossEntropy(Function):
@@ -88,13 +89,13 @@ class MtpModule(nn.Module):
         self.final_norm = context.weight(m.hidden_size)
         self.shared = (embedding, head)  # a tuple: not registered as this module's own weights
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> Row:
         name = f"mtp{self.depth}"
         inner = tuple(replace(phase, name=f"{name}.{phase.name}") for phase in self.block.phases())
         return (
-            Phase(f"{name}.join", Lane.COMPUTE, self.joined),
+            Phase(f"{name}.join", Role.ATTEND, self.joined),
             *inner,
-            Phase(f"{name}.loss", Lane.COMPUTE, self.loss),
+            Phase(f"{name}.loss", Role.ATTEND, self.loss),
         )
 
     def joined(self, hidden: Hidden) -> Hidden:

@@ -13,9 +13,10 @@ from deepseek_train.model.embed import embed
 from deepseek_train.model.head import Head, MtpModule
 from deepseek_train.model.rope import rotations
 from deepseek_train.model.router import Router
-from deepseek_train.phases.phase import Lane, Phase, fold
+from deepseek_train.phases.phase import Phase, Row, fold
 from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.wgrad import Weight
+from deepseek_train.schedule.overlap import Role
 from deepseek_train.spec.stages import StageSpec
 
 
@@ -32,13 +33,13 @@ class Stage(nn.Module):
         super().__init__()
         m = context.model
         self.spec, self.context = spec, context
-        self.trunk: tuple[Phase, ...] = ()  # up to the last block
-        self.losses: tuple[Phase, ...] = ()  # head and MTP
+        self.trunk: Row = ()  # up to the last block
+        self.losses: Row = ()  # head and MTP
         turns_TR = rotations(m, length, context.device)
         if spec.embeds:
             self.embed = embedding if embedding is not None else context.weight(m.vocab_size, m.hidden_size)
         if spec.first:
-            self.trunk += (Phase("embed", Lane.COMPUTE, self.embedded),)
+            self.trunk += (Phase("embed", Role.ATTEND, self.embedded),)
         self.layers = nn.ModuleDict()
         for index in spec.layers:
             dense = index < m.num_dense_layers
@@ -48,14 +49,14 @@ class Stage(nn.Module):
         self.mtp = nn.ModuleDict()
         if spec.last:
             self.head = Head(context)
-            self.losses += (Phase("head", Lane.COMPUTE, self.head.loss),)
+            self.losses += (Phase("head", Role.ATTEND, self.head.loss),)
         for depth in range(spec.mtp_depth):
             module = MtpModule(context, depth, turns_TR, self.embed, self.head)
             self.mtp[str(depth)] = module
             self.losses += module.phases()
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> Row:
         return self.trunk + self.losses
 
     def embedded(self, batch: MicroBatch) -> Hidden:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deepseek_train.parallel.expert.flat import Dispatched
 from deepseek_train.parallel.expert.plan import DispatchPlan, TokenRouting
 from deepseek_train.phases.values import Hidden
 
@@ -23,17 +22,16 @@ class Attended:
 
 @dataclass(frozen=True)
 class Sent:
-    """After dispatch: tokens are where their experts are."""
+    """What waits at home while tokens travel to their experts."""
 
     hidden: Hidden
     normed_BTD: Tensor
-    dispatched: Dispatched
+    plan: DispatchPlan
 
 
 @dataclass(frozen=True)
 class Computed:
-    """After the experts: the shared expert is already in the residual stream, routed results are still away."""
+    """What waits at home while results travel back: the shared expert's is already in the residual stream."""
 
     hidden: Hidden
-    y_RD: Tensor
     plan: DispatchPlan

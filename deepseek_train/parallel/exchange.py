@@ -1,13 +1,13 @@
-"""All-to-all of rows with a gradient: what rank i sends to rank j comes back on the way backward."""
+"""All-to-all of rows as a route: what rank i sends to rank j comes back on the way backward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from deepseek_train.phases.parcel import Tensors
 
 
 class SplitMismatch(RuntimeError):
@@ -27,38 +27,59 @@ class ExpertGroup:
 ALONE = ExpertGroup(group=None, rank=0, size=1)
 
 
+@dataclass(frozen=True)
+class Exchanging:
+    """An all-to-all under way. On CUDA it runs in the group's own stream, and ``wait`` holds back the current stream
+    only, not the host."""
+
+    works: tuple[dist.Work, ...]
+    received: Tensors
+    sent: Tensors  # kept until the network is done with them
+
+    def wait(self) -> Tensors:
+        for work in self.works:
+            work.wait()
+        return self.received
+
+    def ready(self) -> bool:
+        return all(work.is_completed() for work in self.works)
+
+    def when_done(self, note: Callable[[], None]) -> None:
+        self.works[-1].get_future().add_done_callback(lambda _: note())
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Rows of each tensor, split by rank: ``send_P[j]`` consecutive ones go to rank j, ``receive_P[i]`` come from rank
+    i and are laid down by source rank."""
+
+    send_P: list[int]
+    receive_P: list[int]
+    group: ExpertGroup
+
+    def start(self, tensors: Tensors) -> Exchanging:
+        if self.group.check_splits:
+            _check(self.send_P, self.receive_P, tensors[0].device, self.group)
+        sent = tuple(t.contiguous() for t in tensors)
+        received = tuple(t.new_empty(sum(self.receive_P), *t.shape[1:]) for t in tensors)
+        works = []
+        for there, here in zip(sent, received, strict=True):
+            work = dist.all_to_all_single(
+                here, there, self.receive_P, self.send_P, group=self.group.group, async_op=True
+            )
+            assert work is not None
+            works.append(work)
+        return Exchanging(tuple(works), received, sent)
+
+    def back(self) -> "Exchange":
+        return Exchange(self.receive_P, self.send_P, self.group)
+
+
 def exchange_counts(counts_P: Tensor, group: ExpertGroup) -> list[int]:
     """Rows each rank of the group will send here, given the rows sent to each."""
     received_P = torch.empty_like(counts_P)
     dist.all_to_all_single(received_P, counts_P, group=group.group)
     return received_P.tolist()
-
-
-def exchange_rows(x: Tensor, send_P: list[int], receive_P: list[int], group: ExpertGroup) -> Tensor:
-    """Sends ``send_P[j]`` consecutive rows of ``x`` to rank j; the rows received, by source rank. No gradient."""
-    if group.check_splits:
-        _check(send_P, receive_P, x.device, group)
-    received = x.new_empty(sum(receive_P), *x.shape[1:])
-    dist.all_to_all_single(received, x.contiguous(), receive_P, send_P, group=group.group)
-    return received
-
-
-def exchange(x: Tensor, send_P: list[int], receive_P: list[int], group: ExpertGroup) -> Tensor:
-    """``exchange_rows`` with its gradient (the reverse exchange)."""
-    return _Exchange.apply(x, send_P, receive_P, group)
-
-
-class _Exchange(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, send_P: list[int], receive_P: list[int], group: ExpertGroup) -> Tensor:
-        ctx.sizes, ctx.group = (send_P, receive_P), group
-        return exchange_rows(x, send_P, receive_P, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        send_P, receive_P = ctx.sizes
-        return exchange_rows(dy, receive_P, send_P, ctx.group), None, None, None
 
 
 def _check(send_P: list[int], receive_P: list[int], device: torch.device, group: ExpertGroup) -> None:

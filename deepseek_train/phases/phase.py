@@ -5,27 +5,50 @@ phases in another order (DESIGN idea 3).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
 
-
-class Lane(Enum):
-    COMPUTE = "compute"
-    COMMUNICATION = "communication"
+from deepseek_train.schedule.overlap import Part, Role
 
 
 @dataclass(frozen=True)
 class Phase:
-    """``run`` maps the previous phase's value to the next one's; both are (trees of) frozen dataclasses of tensors."""
+    """A computation: ``run`` maps the previous phase's value to the next one's, both (trees of) frozen dataclasses of
+    tensors. With ``recompute`` its activations are not kept: the backward pass runs it once more."""
 
     name: str
-    lane: Lane
+    role: Role
     run: Callable[[Any], Any]
+    recompute: bool = False
+
+    @property
+    def part(self) -> Part:
+        return Part(self.role)
 
 
-def fold(phases: tuple[Phase, ...], value: Any) -> Any:
-    """Runs all phases in order."""
-    for phase in phases:
-        value = phase.run(value)
+@dataclass(frozen=True)
+class Move:
+    """A communication: a ``Parcel`` in, the same parcel with what arrived out."""
+
+    name: str
+    role: Role
+
+    @property
+    def part(self) -> Part:
+        return Part(self.role, moves=True)
+
+
+Row = tuple[Phase | Move, ...]
+
+
+def fold(row: Row, value: Any) -> Any:
+    """Runs all phases in order, each communication to its end. Autograd sees through it where all routes ``Stay``."""
+    for phase in row:
+        match phase:
+            case Phase():
+                value = phase.run(value)
+            case Move():
+                value = replace(value, moves=value.route.start(value.moves).wait())
+            case _:
+                assert_never(phase)
     return value

@@ -2,48 +2,132 @@
 
 Each phase runs on detached copies of its inputs, so its autograd graph is its own. The backward pass walks the
 segments from last to first, whenever the schedule says; nothing hooks into autograd and no thread is involved.
+Outputs are remembered by their place in the graph alone: a chunk's result is not kept after it was sent.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from deepseek_train.phases.phase import Phase
+from deepseek_train.phases.parcel import Parcel, Pending, Route, arrived, depart
+from deepseek_train.phases.phase import Move, Phase
 from deepseek_train.phases.tree import differentiable, with_tensors
+
+Gradients = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Returning:
+    """Gradients whose rear part is still on its way back between ranks."""
+
+    stayed: Gradients
+    pending: Pending
+
+    def arrived(self) -> Gradients:
+        return [*self.stayed, *self.pending.wait()]
+
+
+class _Segment(Protocol):
+    def backward(self, gradients: Gradients) -> Gradients | _Returning: ...
 
 
 class Tape:
     """Records phases in forward order, gives their gradients in reverse. For one micro-batch in one stage."""
 
     def __init__(self) -> None:
-        self._segments: list[tuple[Phase, list[Tensor], list[Tensor]]] = []
-        self._gradients: list[Tensor | None] | None = None
+        self._segments: list[_Segment] = []
+        self._gradients: Gradients | _Returning | None = None
 
-    def run(self, phase: Phase, value: Any) -> Any:
-        """Runs ``phase`` on ``value`` and records it. The result's tensors belong to the phase's own graph."""
+    def run(self, phase: Phase | Move, value: Any) -> Any:
+        """Runs ``phase`` on ``value``, once that has arrived, and records it. A communication is only started: its
+        result is ``InTransit``, which the next ``run`` (or ``parcel.arrived``) waits for."""
+        value = arrived(value)
+        match phase:
+            case Move():
+                transit = depart(value, recorded=True)
+                self._segments.append(_Moved(value, transit.carries))
+                return transit
+            case Phase():
+                return self._compute(phase, value)
+            case _:
+                assert_never(phase)
+
+    def _compute(self, phase: Phase, value: Any) -> Any:
         leaves = [t.detach().requires_grad_() for t in differentiable(value)]
+        inputs = with_tensors(value, iter(leaves))
         with torch.enable_grad():
-            result = phase.run(with_tensors(value, iter(leaves)))
-        self._segments.append((phase, leaves, differentiable(result)))
+            result = phase.run(inputs)
+        if phase.recompute:
+            self._segments.append(_Forgotten(phase, inputs, leaves))
+            return with_tensors(result, (t.detach().requires_grad_() for t in differentiable(result)))
+        self._segments.append(_Computed(leaves, [get_gradient_edge(t) for t in differentiable(result)]))
         return result
 
     def __len__(self) -> int:
         """Segments that have not run backward yet."""
         return len(self._segments)
 
-    def seed(self, gradients: list[Tensor | None]) -> None:
+    def seed(self, gradients: Gradients) -> None:
         """Gradients of the last phase's differentiable outputs, in tree order. None: nothing flows from there."""
         self._gradients = gradients
 
-    def backward(self) -> list[Tensor | None]:
-        """Runs the last remaining segment backward; returns the gradients of its inputs (what flowed into the chunk,
-        once the first segment has run). Weight gradients go wherever the segment's functions put them."""
-        if self._gradients is None:
-            raise RuntimeError("a tape runs backward only after seed()")
-        _, leaves, outputs = self._segments.pop()
-        pairs = [(o, g) for o, g in zip(outputs, self._gradients, strict=True) if g is not None]
+    def backward(self) -> Pending | None:
+        """Runs the last remaining segment backward, once its gradients have arrived. A communication is only started
+        and returned. Weight gradients go wherever the segment's functions put them."""
+        gradients = self.gradients()
+        self._gradients = self._segments.pop().backward(gradients)
+        return self._gradients.pending if isinstance(self._gradients, _Returning) else None
+
+    def gradients(self) -> Gradients:
+        """Gradients of the inputs of the segment last run backward: of what flowed into the chunk, in the end."""
+        match self._gradients:
+            case None:
+                raise RuntimeError("a tape runs backward only after seed()")
+            case _Returning():
+                return self._gradients.arrived()
+            case _:
+                return self._gradients
+
+
+@dataclass(frozen=True)
+class _Computed:
+    leaves: list[Tensor]
+    outputs: list[GradientEdge]
+
+    def backward(self, gradients: Gradients) -> Gradients:
+        pairs = [(o, g) for o, g in zip(self.outputs, gradients, strict=True) if g is not None]
         if pairs:
             torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-        self._gradients = [leaf.grad for leaf in leaves]
-        return self._gradients
+        return [leaf.grad for leaf in self.leaves]
+
+
+@dataclass(frozen=True)
+class _Forgotten:
+    """A phase of which only the inputs were kept."""
+
+    phase: Phase
+    inputs: Any
+    leaves: list[Tensor]
+
+    def backward(self, gradients: Gradients) -> Gradients:
+        with torch.enable_grad():
+            result = self.phase.run(self.inputs)
+        outputs = [get_gradient_edge(t) for t in differentiable(result)]
+        return _Computed(self.leaves, outputs).backward(gradients)
+
+
+class _Moved:
+    """A transfer: remembers the way back, not the tensors."""
+
+    def __init__(self, parcel: Parcel, carries: tuple[bool, ...]) -> None:
+        self._route: Route = parcel.route
+        self._num_moved, self._num_stays = sum(carries), len(differentiable(parcel.stays))
+
+    def backward(self, gradients: Gradients) -> _Returning:
+        moved = tuple(g for g in gradients[self._num_stays :] if g is not None)
+        if len(moved) != self._num_moved:
+            raise RuntimeError("a tensor that another rank sent got no gradient: its sender waits for one")
+        return _Returning(gradients[: self._num_stays], self._route.back().start(moved))

@@ -1,10 +1,17 @@
 """Tensors inside the frozen dataclasses that flow between phases."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor
+
+
+@cache
+def _names(kind: Hashable) -> tuple[str, ...]:
+    """Field names of a dataclass, none for any other type."""
+    return tuple(one.name for one in fields(kind)) if is_dataclass(kind) else ()
 
 
 def differentiable(value: Any) -> list[Tensor]:
@@ -13,9 +20,7 @@ def differentiable(value: Any) -> list[Tensor]:
         return [value] if value.requires_grad else []
     if isinstance(value, tuple):
         return [t for item in value for t in differentiable(item)]
-    if is_dataclass(value):
-        return [t for one in fields(value) for t in differentiable(getattr(value, one.name))]
-    return []
+    return [t for name in _names(value.__class__) for t in differentiable(getattr(value, name))]
 
 
 def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
@@ -24,12 +29,10 @@ def with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
         return next(tensors) if value.requires_grad else value
     if isinstance(value, tuple):
         return tuple(with_tensors(item, tensors) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = {}
-        for one in fields(value):
-            old = getattr(value, one.name)
-            new = with_tensors(old, tensors)
-            if new is not old:
-                changed[one.name] = new
-        return replace(value, **changed) if changed else value
-    return value
+    changed = {}
+    for name in _names(value.__class__):
+        old = getattr(value, name)
+        new = with_tensors(old, tensors)
+        if new is not old:
+            changed[name] = new
+    return replace(value, **changed) if changed else value

@@ -37,19 +37,18 @@ class WeightGradQueue:
     def add(self, work: Work) -> None:
         self._open.append(work)
 
-    def seal(self) -> None:
-        """Keeps what the chunk just run backward has added, as one group for ``run_oldest``."""
-        self._sealed.append(self._open)
-        self._open = []
+    def seal(self, works: list[Work]) -> None:
+        """Keeps what one chunk has added, as one group for ``run_oldest``."""
+        self._sealed.append(works)
 
-    def run_open(self) -> None:
-        """Runs what has been added since the last seal."""
+    def take_open(self) -> list[Work]:
+        """What has been added since it was last taken; the caller runs or seals it."""
         works, self._open = self._open, []
-        _run(works)
+        return works
 
     def run_oldest(self) -> None:
         """Runs the group that has waited longest."""
-        _run(self._sealed.popleft())
+        run_works(self._sealed.popleft())
 
     def __len__(self) -> int:
         """Groups that wait."""
@@ -58,6 +57,7 @@ class WeightGradQueue:
 
 # Saved activations require gradients: without no_grad, main_grad would drag their graph along.
 @torch.no_grad()
-def _run(works: list[Work]) -> None:
+def run_works(works: list[Work]) -> None:
+    """Weight gradients of one or more phases, in the order of their backward passes."""
     for work in works:
         work()

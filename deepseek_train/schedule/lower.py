@@ -1,8 +1,9 @@
 """From what to compute to what each rank executes: the same steps with every send and receive written out.
 
-Every directed link (source rank -> target rank) is one first-in-first-out channel. The receiver posts its
-receives on a link in the order the sender sends on it, so messages need no tags, and activations and
-gradients may share a link. Sends come right after the step that produced the tensor. A receive is posted
+Every link (source rank -> target rank, activations or gradients) is one first-in-first-out channel. The receiver
+posts its receives on a link in the order the sender sends on it, so messages need no tags. Activations and gradients
+have links of their own because either half of a pair may be ready first. Sends stand right after the step that
+produced the tensor; a running pair may start them sooner. A receive is posted
 ``prefetch`` steps before the step that uses it, or earlier where a message behind it on the link is needed
 earlier; never earlier than that, so that buffers do not grow with the number of micro-batches.
 """
@@ -12,12 +13,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from deepseek_train.schedule.action import Schedule, Step
-from deepseek_train.schedule.dataflow import Message, dependency_order, inputs_of, outputs_of
+from deepseek_train.schedule.dataflow import Message, MessageKind, dependency_order, inputs_of, outputs_of
 
 
 @dataclass(frozen=True)
 class Send:
-    """Start sending ``message``; do not wait for it."""
+    """Start sending ``message``, if a running pair has not yet; do not wait for it."""
 
     message: Message
 
@@ -31,7 +32,12 @@ class Receive:
 
 Instruction = Step | Send | Receive
 Program = tuple[Instruction, ...]
-Link = tuple[int, int]  # source rank, target rank
+Link = tuple[int, int, MessageKind]  # source rank, target rank
+
+
+def link_of(message: Message) -> Link:
+    """The link ``message`` travels on."""
+    return message.source, message.target, message.kind
 
 
 def lower(schedule: Schedule, *, prefetch: int = 1) -> tuple[Program, ...]:
@@ -40,11 +46,11 @@ def lower(schedule: Schedule, *, prefetch: int = 1) -> tuple[Program, ...]:
     Which messages a step uses and produces: ``inputs_of`` and ``outputs_of`` (messages between stages of one
     rank need no send). Executing the programs cannot deadlock, even where a send completes only once its
     receive is posted, as long as sends do not block the sender (see ``sends_in_flight``). Where a process group
-    runs its sends and receives one after the other (NCCL), that holds for ``prefetch`` 1 only
+    runs its sends and receives one after the other (NCCL), that holds for ``prefetch`` 0 and 1
     (tests/paper/test_schedule_queues.py).
     """
     receives: defaultdict[tuple[int, int], list[Receive]] = defaultdict(list)
-    for (_, target), messages in _posts(schedule, prefetch).items():
+    for (_, target, _), messages in _posts(schedule, prefetch).items():
         for index, message in messages:
             receives[target, index].append(Receive(message))
     programs = []
@@ -81,7 +87,7 @@ def sends_in_flight(schedule: Schedule, *, prefetch: int = 1) -> dict[Link, int]
         for message in outputs_of(placement, step):
             known_at[message] = list(known[rank])
             if not message.is_local:
-                link = (message.source, message.target)
+                link = link_of(message)
                 sent[link] += 1
                 posted = bisect_left(post_indices[link], known[rank][message.target])
                 most[link] = max(most[link], sent[link] - posted)
@@ -102,7 +108,7 @@ def _posts(schedule: Schedule, prefetch: int) -> dict[Link, list[tuple[int, Mess
             used_at.update((message, index) for message in inputs_of(placement, step))
             for message in outputs_of(placement, step):
                 if not message.is_local:
-                    sent[message.source, message.target].append(message)
+                    sent[link_of(message)].append(message)
     posts = {}
     for link, messages in sent.items():
         earliest = len(schedule.steps_R[link[1]])

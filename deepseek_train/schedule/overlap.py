@@ -46,3 +46,92 @@ class Issue:
 
 
 Order = tuple[Issue, ...]
+
+# What runs beside what, in the order of time, for ranks that compute on the host: a communication is started as soon
+# as its input is there, and the computations that follow hide it. Figure 4 reads: dispatch(F) under experts(I),
+# dispatch(I) under experts(W) and experts(F), combine(F) under attend(I), combine(I) under attend(W) and attend(F).
+FIGURE_4: Order = (
+    Issue(Role.DISPATCH, F),
+    Issue(Role.EXPERTS, I),
+    Issue(Role.DISPATCH, I),
+    Issue(Role.EXPERTS, W),
+    Issue(Role.EXPERTS, F),
+    Issue(Role.COMBINE, F),
+    Issue(Role.ATTEND, I),
+    Issue(Role.COMBINE, I),
+    Issue(Role.ATTEND, W),
+    Issue(Role.ATTEND, F),
+)
+
+# How a host feeds a device's streams in DeepSeek's published trace: the same pairing, but the device always has a
+# computation queued before the host stops to wait for the row counts of a dispatch.
+PROFILE: Order = (
+    Issue(Role.COMBINE, I),
+    Issue(Role.ATTEND, F),
+    Issue(Role.EXPERTS, I),
+    Issue(Role.DISPATCH, F),
+    Issue(Role.DISPATCH, I),
+    Issue(Role.EXPERTS, W),
+    Issue(Role.EXPERTS, F),
+    Issue(Role.ATTEND, I),
+    Issue(Role.ATTEND, W),
+    Issue(Role.COMBINE, F),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One phase of a chunk as the order sees it. A communicating role without ``moves`` is the local end of an
+    exchange: rows are picked before it or summed after it."""
+
+    role: Role
+    moves: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Run phase ``index`` of the forward chunk (F) or of the backward chunk (I: its input gradients, W: its weight
+    gradients)."""
+
+    kind: Kind
+    index: int
+
+
+def interleave(forward: tuple[Part, ...], backward: tuple[Part, ...], order: Order) -> tuple[Piece, ...]:
+    """Spread ``order`` over two real chunks, which need not have equally many layers, nor the same kinds of them.
+
+    ``forward`` and ``backward`` are rows of phases in forward order. Every phase comes once as F, or once as I and,
+    later, once as W. The rest of the longer chunk follows alone, in the same order.
+    """
+    assert {(i.role, i.kind) for i in order} >= {(r, k) for r in Role for k in (F, I)}, "an order with a gap"
+    rows = {F: tuple(enumerate(forward)), I: tuple(enumerate(backward))[::-1]}
+    waiting: list[tuple[int, Part]] = []  # input gradients are done, weight gradients are not
+    pieces: list[Piece] = []
+    while rows[F] or rows[I]:
+        for issue in order:
+            if issue.kind is W:
+                ripe = [(index, part) for index, part in waiting if part.role is issue.role]
+                pieces += [Piece(W, index) for index, _ in ripe]
+                waiting = [item for item in waiting if item not in ripe]
+                continue
+            taken, rows[issue.kind] = _take(rows[issue.kind], issue.role)
+            pieces += [Piece(issue.kind, index) for index, _ in taken]
+            if issue.kind is I:
+                waiting += taken
+    return (*pieces, *(Piece(W, index) for index, _ in waiting))
+
+
+_Row = tuple[tuple[int, Part], ...]
+
+
+def _take(row: _Row, role: Role) -> tuple[_Row, _Row]:
+    """What an entry of ``role`` runs of the rest of a chunk, and what remains. An entry of the communication lane runs
+    up to its transfer; one of the compute lane the local ends of what arrived, then its own phases."""
+    ends = next((n for n, (_, p) in enumerate(row) if p.moves or p.role.lane is Lane.COMPUTE), len(row))
+    if role.lane is Lane.COMMUNICATION:
+        due = ends < len(row) and row[ends][1].moves and row[ends][1].role is role
+        count = ends + 1 if due else 0
+    else:
+        after = next((n for n, (_, p) in enumerate(row) if n >= ends and p.role is not role), len(row))
+        count = after if after > ends or ends == len(row) else 0
+    return row[:count], row[count:]

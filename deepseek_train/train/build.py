@@ -19,7 +19,8 @@ from deepseek_train.optim.zero1 import Zero1
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
-from deepseek_train.pipeline.executor import Boundary, Executor, PreparedSchedule
+from deepseek_train.pipeline.executor import Executor, PreparedSchedule
+from deepseek_train.pipeline.values import Boundary
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.catalog import make_schedule, placement_of
 from deepseek_train.schedule.forward_only import forward_only

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deepseek_train.phases.phase import fold
 from deepseek_train.phases.values import Hidden, MicroBatch
+from deepseek_train.schedule.dataflow import MessageKind
 from deepseek_train.train.build import Job
 
 
@@ -52,7 +53,9 @@ def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
             source = job.placement.rank_of(index - 1, 0)
             if source != me:
                 shape = (1, len(ids), m.hidden_size)
-                x_BTD = links.receive(shape, stage.context.dtype, job.place.device, source).wait()
+                x_BTD = links.receive(
+                    shape, stage.context.dtype, job.place.device, source, MessageKind.ACTIVATION
+                ).wait()
             assert x_BTD is not None
             hidden = fold(stage.trunk, Hidden(x_BTD))
         if index == job.placement.num_stages - 1:
@@ -60,6 +63,6 @@ def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
         x_BTD = hidden.x_BTD
         target = job.placement.rank_of(index + 1, 0)
         if target != me:
-            links.send(x_BTD, target, window=1)
+            links.send(x_BTD, target, MessageKind.ACTIVATION, window=1)
             links.drain()
     return None

@@ -15,9 +15,9 @@ from deepseek_train.monitor.memory import peak_memory_bytes
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
 from deepseek_train.optim.balance import update_bias
 from deepseek_train.phases.values import MicroBatch
-from deepseek_train.pipeline.executor import LossScales, Ran
 from deepseek_train.pipeline.trace import Trace
-from deepseek_train.schedule.timeline import Span, Timeline
+from deepseek_train.pipeline.values import LossScales, Ran
+from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.train.batching import microbatches_for, sequence_numbers
 from deepseek_train.train.build import Job
 from deepseek_train.train.state import Progress
@@ -141,10 +141,13 @@ def _layer(job: Job, row: int) -> int:
     return row + job.config.model.num_dense_layers
 
 
-def _gather_timeline(job: Job, trace: Trace) -> Timeline | None:
-    """The spans of this rank's pipeline, on every one of its ranks."""
-    everyone: list[list[Span] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, trace.spans)
-    mine = job.layout.pipeline_group(job.place.rank)
-    spans = [span for rank in mine for span in everyone[rank] or []]
-    return Timeline(job.layout.pp, tuple(spans))
+def _gather_timeline(job: Job, trace: Trace) -> Timeline:
+    """What this rank's pipeline did, on every one of its ranks."""
+    everyone: list[Timeline | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, Timeline(1, tuple(trace.spans), tuple(trace.phases)))
+    mine = [everyone[rank] for rank in job.layout.pipeline_group(job.place.rank)]
+    return Timeline(
+        job.layout.pp,
+        tuple(span for one in mine if one is not None for span in one.spans),
+        tuple(phase for one in mine if one is not None for phase in one.phases),
+    )

@@ -12,12 +12,14 @@ from torch import Tensor
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.stage import Stage
 from deepseek_train.parallel.p2p import Links
-from deepseek_train.phases.phase import Lane, Phase, fold
+from deepseek_train.phases.phase import Phase, fold
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
-from deepseek_train.phases.wgrad import WeightGradQueue
-from deepseek_train.pipeline.executor import Boundary, Executor, LossScales, PreparedSchedule
+from deepseek_train.phases.wgrad import WeightGradQueue, run_works
+from deepseek_train.pipeline.executor import Executor, PreparedSchedule
+from deepseek_train.pipeline.values import Boundary, LossScales
 from deepseek_train.schedule.catalog import make_schedule
+from deepseek_train.schedule.overlap import Role
 from tests.helpers.hf import hf_model, published
 from tests.helpers.models import YARN, main_grads, random_batch, table_tensors, tiny, whole_model
 from tests.helpers.plain import Plain
@@ -47,15 +49,11 @@ def backward(
 ) -> Hidden:
     """Gradients of one micro-batch into ``main_grad`` (or the queue's open group)."""
     tape, hidden = forward(stage, batch)
-    ledger = hidden.ledger
-    seeds = zip(
-        (ledger.main, ledger.mtp, ledger.balance), (scales.main, scales.mtp, scales.balance), strict=True
-    )
-    tape.seed([None, *(torch.full_like(loss, scale) for loss, scale in seeds if loss is not None)])
+    tape.seed([None, *scales.gradients(hidden.ledger)])
     while len(tape):
         tape.backward()
         if immediate:
-            stage.context.queue.run_open()
+            run_works(stage.context.queue.take_open())
     return hidden
 
 
@@ -170,7 +168,7 @@ def test_queued_weight_gradients_are_the_immediate_ones_bit_for_bit() -> None:
     queue = queued.context.queue
     for batch in batches:
         backward(queued, batch, immediate=False)
-        queue.seal()
+        queue.seal(queue.take_open())
     assert not any(g.any() for g in main_grads(queued).values())
     assert len(queue) == 3
     while len(queue):
@@ -195,7 +193,7 @@ def test_executor_runs_the_same_backward() -> None:
 
 def no_links() -> Links:
     """A single rank sends nothing."""
-    return Links(down=None, up=None, ranks=(0,), me=0)  # type: ignore[arg-type]
+    return Links({}, ranks=(0,), me=0)
 
 
 @dataclass(frozen=True)
@@ -207,9 +205,10 @@ class Two:
 
 def taped(run: Callable[[Any], Any], value: Any, gradients: list[Tensor | None]) -> list[Tensor | None]:
     tape = Tape()
-    tape.run(Phase("one", Lane.COMPUTE, run), value)
+    tape.run(Phase("one", Role.ATTEND, run), value)
     tape.seed(gradients)
-    return tape.backward()
+    tape.backward()
+    return tape.gradients()
 
 
 def leaf(*values: float) -> Tensor:
@@ -242,15 +241,17 @@ def test_tape_unused_outputs_and_inputs_have_no_gradient() -> None:
 def test_tape_of_two_phases_goes_backward_one_by_one() -> None:
     tape = Tape()
     value = Two(leaf(2.0), torch.tensor([4.0]))  # b is data: no gradient is asked for
-    value = tape.run(Phase("scale", Lane.COMPUTE, lambda v: replace(v, a=v.a * v.b)), value)
-    value = tape.run(Phase("square", Lane.COMPUTE, lambda v: replace(v, a=v.a.square())), value)
+    value = tape.run(Phase("scale", Role.ATTEND, lambda v: replace(v, a=v.a * v.b)), value)
+    value = tape.run(Phase("square", Role.ATTEND, lambda v: replace(v, a=v.a.square())), value)
     assert value.label == "kept"
     with pytest.raises(RuntimeError, match="seed"):
         tape.backward()
     tape.seed([torch.tensor([1.0])])
-    assert tape.backward() == [torch.tensor([16.0])]
+    tape.backward()
+    assert tape.gradients() == [torch.tensor([16.0])]
     assert len(tape) == 1
-    assert tape.backward() == [torch.tensor([64.0])]
+    tape.backward()
+    assert tape.gradients() == [torch.tensor([64.0])]
     assert len(tape) == 0
 
 
@@ -264,11 +265,11 @@ def test_queue_groups_run_first_in_first_out() -> None:
     for group in ("ab", "c"):
         for item in group:
             queue.add(lambda item=item: ran.append(item))  # type: ignore[misc]
-        queue.seal()
+        queue.seal(queue.take_open())
     queue.add(lambda: ran.append("open"))
     queue.run_oldest()
     assert ran == ["a", "b"]
-    queue.run_open()
+    run_works(queue.take_open())
     queue.run_oldest()
     assert ran == ["a", "b", "open", "c"]
     assert len(queue) == 0

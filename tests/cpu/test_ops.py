@@ -21,7 +21,7 @@ from deepseek_train.model.mla import attend
 from deepseek_train.model.norm import rms_norm
 from deepseek_train.model.rope import frequencies, rotate, rotations, softmax_scale
 from deepseek_train.model.swiglu import swiglu
-from deepseek_train.phases.wgrad import Weight, WeightGradQueue
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue, run_works
 from tests.helpers.models import YARN, tiny
 from tests.paper.models import shipped
 
@@ -110,7 +110,7 @@ def both_sides(name: str, dtype: torch.dtype, kept: torch.dtype) -> list[tuple[s
     expected.backward(dy.double())
     y.backward(dy)
     assert all((weight.main_grad == 1).all() for weight in w.values()), "weight gradients wait in the queue"
-    queue.run_open()
+    run_works(queue.take_open())
     assert all(weight.grad is None for weight in w.values())
     found = [("result", y, expected)]
     found += [(n, t.grad, exact[n].grad) for n, t in x.items()]  # type: ignore[misc]
@@ -146,7 +146,7 @@ def test_embedding_adds_up_the_gradients_of_repeated_tokens(dtype: torch.dtype, 
     assert torch.equal(y, weights["weight"][TOKENS])
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     y.backward(dy)
-    queue.run_open()
+    run_works(queue.take_open())
     expected = torch.ones(6, 8, dtype=kept)
     for token, row in zip(TOKENS.flatten().tolist(), dy.flatten(0, 1), strict=True):
         expected[token] += row
@@ -162,7 +162,7 @@ def test_weight_gradients_of_bf16_are_summed_in_fp32() -> None:
     for _ in range(2):
         x = torch.ones(300, 1, dtype=torch.bfloat16, requires_grad=True)
         linear(x, weight, queue).sum().backward()
-    queue.run_open()
+    run_works(queue.take_open())
     assert weight.main_grad.item() == 600
 
 

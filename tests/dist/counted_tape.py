@@ -2,8 +2,7 @@
 
 import weakref
 
-from torch import Tensor
-
+from deepseek_train.phases.parcel import Pending
 from deepseek_train.phases.tape import Tape
 
 
@@ -20,10 +19,10 @@ class CountedTape(Tape):
         CountedTape.peak = max(CountedTape.peak, CountedTape.in_flight)
         CountedTape.alive.add(self)
 
-    def backward(self) -> list[Tensor | None]:
-        gradients = super().backward()
+    def backward(self) -> Pending | None:
+        pending = super().backward()
         CountedTape.in_flight -= not len(self)
-        return gradients
+        return pending
 
     @classmethod
     def forget(cls) -> None:

@@ -19,8 +19,10 @@ from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.phases.phase import fold
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
-from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads
-from deepseek_train.pipeline.executor import Boundary, Executor, LossScales, PreparedSchedule
+from deepseek_train.phases.parcel import arrived
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads, run_works
+from deepseek_train.pipeline.executor import Executor, PreparedSchedule
+from deepseek_train.pipeline.values import Boundary, LossScales
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.catalog import make_schedule, placement_of
 from deepseek_train.spec.layout import ParallelLayout
@@ -197,13 +199,13 @@ class Plain:
         value: MicroBatch | Hidden = batch
         for phase in self.stage.phases:
             value = tape.run(phase, value)
+        value = arrived(value)
         assert isinstance(value, Hidden)
         ledger = value.ledger
-        losses = ((ledger.main, scales.main), (ledger.mtp, scales.mtp), (ledger.balance, scales.balance))
-        tape.seed([None, *(torch.full_like(loss, scale) for loss, scale in losses if loss is not None)])
+        tape.seed([None, *scales.gradients(ledger)])
         while len(tape):
             tape.backward()
-        self.queue.run_open()
+        run_works(self.queue.take_open())
         return value
 
     @torch.no_grad()

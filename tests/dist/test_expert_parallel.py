@@ -12,9 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepseek_train.parallel.exchange import ExpertGroup, SplitMismatch
-from deepseek_train.parallel.expert.flat import combine, dispatch, expand, reduce
+from deepseek_train.parallel.expert.flat import Dispatched, expand, pack, reduce, route, unpack
 from deepseek_train.parallel.expert.plan import DispatchPlan, make_plan
+from deepseek_train.phases.parcel import Parcel
+from deepseek_train.phases.phase import Move, Phase
+from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.wgrad import allocate_main_grads
+from deepseek_train.schedule.overlap import Role
 from tests.dist.grid import Case, on_grid, sum_gradients
 from tests.harness import run_ranks
 
@@ -88,16 +92,38 @@ def run_scenarios(rank: int, size: int, scenarios: list[Scenario]) -> list[Resul
 
 
 def run_scenario(tokens: Tokens, experts_EDD: Tensor, group: ExpertGroup) -> Result:
-    x_ND, weights_NK = (t.clone().requires_grad_() for t in (tokens.x_ND, tokens.weights_NK))
+    """The phases of a block, without the block."""
     mine = experts_EDD.chunk(group.size)[group.rank].clone().requires_grad_()
     plan = make_plan(tokens.ids_NK, E, group)
-    sent = dispatch(x_ND, weights_NK, plan, group)
-    x_AD, weights_A = expand(sent)
-    rows = zip(torch.split(x_AD, list(plan.rows_E)), mine, strict=True)
-    y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
-    y_ND = combine(reduce(y_AD, plan), plan, group)
-    dx_ND, d_weights_NK, d_mine = torch.autograd.grad(y_ND, (x_ND, weights_NK, mine), tokens.dy_ND)
-    return Result(y_ND.detach(), dx_ND, d_weights_NK, d_mine, sent.x_RD.detach(), plan)
+    way = route(plan, group)
+    arrived_RD = []
+
+    def compute(sent: Parcel) -> Parcel:
+        x_RD, weights_RK = sent.moves
+        arrived_RD.append(x_RD.detach())
+        x_AD, weights_A = expand(Dispatched(x_RD, weights_RK, plan))
+        rows = zip(torch.split(x_AD, list(plan.rows_E)), mine, strict=True)
+        y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
+        return Parcel(None, (reduce(y_AD, plan),), way.back())
+
+    tape = Tape()
+    value = tuple(t.clone().requires_grad_() for t in (tokens.x_ND, tokens.weights_NK))
+    for phase in (
+        Phase("pack", Role.DISPATCH, lambda v: Parcel(None, pack(*v, plan, group), way)),
+        Move("dispatch", Role.DISPATCH),
+        Phase("experts", Role.EXPERTS, compute),
+        Move("combine", Role.COMBINE),
+        Phase("unpack", Role.COMBINE, lambda p: unpack(*p.moves, plan, group)),
+    ):
+        value = tape.run(phase, value)
+    tape.seed([tokens.dy_ND])
+    while len(tape):
+        tape.backward()
+    dx_ND, d_weights_NK = tape.gradients()
+    assert dx_ND is not None
+    assert d_weights_NK is not None
+    assert mine.grad is not None
+    return Result(value.detach(), dx_ND, d_weights_NK, mine.grad, arrived_RD[0], plan)
 
 
 def by_the_token(one: Scenario) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
@@ -196,7 +222,7 @@ def send_too_many(rank: int, size: int) -> str:
             send_P=[n + 1 for n in plan.send_P],
         )
     with pytest.raises(SplitMismatch) as caught:
-        dispatch(torch.randn(3, D), torch.randn(3, 2), plan, group)
+        route(plan, group).start(pack(torch.randn(3, D), torch.randn(3, 2), plan, group))
     return str(caught.value)
 
 

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from deepseek_train.parallel.mesh import ReplicaGroup, make_mesh
-from deepseek_train.parallel.p2p import Links
+from deepseek_train.parallel.p2p import Channel, Links
 from deepseek_train.schedule.action import Placement
+from deepseek_train.schedule.dataflow import MessageKind
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import split_layers
 from tests.dist.grid import Case
@@ -150,7 +151,7 @@ def lose_patience(rank: int, _world_size: int, case: Case, done: Path) -> None:
         with pytest.raises(RuntimeError, match="(?i)timed out"):
             dist.all_reduce(torch.ones(1), group=mesh.dense[0].group)
         with pytest.raises(RuntimeError, match="(?i)timed out"):
-            mesh.links.receive((1,), torch.float32, torch.device("cpu"), 1).wait()
+            mesh.links.receive((1,), torch.float32, torch.device("cpu"), 1, KIND).wait()
         done.touch()
     while not done.exists():
         time.sleep(0.01)
@@ -162,13 +163,15 @@ def test_groups_have_the_patience_that_was_asked_for(tmp_path: Path) -> None:
 
 # --- links ----------------------------------------------------------------------------------------------------
 
+KIND = MessageKind.ACTIVATION
 MESSAGES, ELEMENTS = 20, 50_000
 PATIENCE = 0.3  # seconds that a receiver is late, each time
 
 
 def links_of(rank: int, world_size: int) -> Links:
     ranks = list(range(world_size))
-    return Links(dist.new_group(ranks), dist.new_group(ranks), tuple(ranks), rank)
+    channels = {KIND: Channel(down=dist.new_group(ranks), up=dist.new_group(ranks))}
+    return Links(channels, tuple(ranks), rank)
 
 
 def message(source: int, number: int) -> torch.Tensor:
@@ -183,10 +186,10 @@ def talk_both_ways(rank: int, world_size: int) -> None:
     for number in range(MESSAGES):
         for peer in peers:
             tensor = message(rank, number)
-            links.send(tensor, peer, window=MESSAGES)
+            links.send(tensor, peer, KIND, window=MESSAGES)
             sent.append(tensor)
     for number in range(MESSAGES):
-        arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), peer) for peer in peers]
+        arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), peer, KIND) for peer in peers]
         for peer, one in reversed(list(zip(peers, arriving, strict=True))):
             assert torch.equal(one.wait(), message(peer, number)), (rank, peer, number)
     links.drain()
@@ -201,10 +204,10 @@ def test_links_carry_both_directions_in_order() -> None:
 def post_first(rank: int, world_size: int) -> None:
     """Receives are posted before anything is sent: what a window of 0 says."""
     links = links_of(rank, world_size)
-    arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 1 - rank) for _ in range(3)]
+    arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 1 - rank, KIND) for _ in range(3)]
     dist.barrier()
     for number in range(3):
-        links.send(message(rank, number), 1 - rank, window=0)
+        links.send(message(rank, number), 1 - rank, KIND, window=0)
     for number, one in enumerate(arriving):
         assert torch.equal(one.wait(), message(1 - rank, number))
     links.drain()
@@ -219,12 +222,12 @@ def keep_waiting(rank: int, world_size: int, folder: Path) -> None:
     links = links_of(rank, world_size)
     two_sent, receiving, last = (folder / name for name in ("two_sent", "receiving", "last"))
     if rank == 0:
-        links.send(message(0, 0), 1, window=2)
-        links.send(message(0, 1), 1, window=2)
+        links.send(message(0, 0), 1, KIND, window=2)
+        links.send(message(0, 1), 1, KIND, window=2)
         two_sent.touch()  # nobody receives before this
-        links.send(message(0, 2), 1, window=2)
+        links.send(message(0, 2), 1, KIND, window=2)
         assert receiving.exists()
-        links.send(message(0, 3), 1, window=2)
+        links.send(message(0, 3), 1, KIND, window=2)
         links.drain()
         assert last.exists()
         return
@@ -233,7 +236,7 @@ def keep_waiting(rank: int, world_size: int, folder: Path) -> None:
     for number in range(4):
         time.sleep(PATIENCE)
         (receiving if number < 3 else last).touch()
-        arriving = links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 0)
+        arriving = links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 0, KIND)
         assert torch.equal(arriving.wait(), message(0, number))
 
 

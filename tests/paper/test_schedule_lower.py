@@ -16,9 +16,11 @@ from deepseek_train.schedule.catalog import make_schedule
 from deepseek_train.schedule.check import ScheduleError, check
 from deepseek_train.schedule.dataflow import Message, MessageKind, inputs_of, outputs_of
 from deepseek_train.schedule.forward_only import forward_only
-from deepseek_train.schedule.lower import Link, Program, Receive, Send, lower, sends_in_flight
+from deepseek_train.schedule.lower import Link, Program, Receive, Send, link_of, lower, sends_in_flight
 from deepseek_train.schedule.text import from_text
 from tests.paper.schedules import V_PLACEMENT, schedules, training_schedules
+
+DOWN: Link = (0, 1, MessageKind.ACTIVATION)
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Links:
         """Both ends have reached ``message``. They must agree on what is in its place on the link."""
         if message.is_local:
             return message in self.local
-        link = (message.source, message.target)
+        link = link_of(message)
         if message not in self.posted[link] or message not in self.sent[link]:
             return False
         assert self.posted[link].index(message) == self.sent[link].index(message)
@@ -43,7 +45,7 @@ class Links:
 
     def send(self, message: Message) -> bool:
         """False: the window is full and the oldest send has to complete first."""
-        link = (message.source, message.target)
+        link = link_of(message)
         pending = len(self.sent[link]) - len(self.posted[link])
         if self.window is not None and pending >= self.window[link]:
             return False
@@ -57,7 +59,7 @@ class Links:
             case Send(message):
                 return self.send(message)
             case Receive(message):
-                self.posted[message.source, message.target].append(message)
+                self.posted[link_of(message)].append(message)
                 return True
             case Action() | Pair():
                 if not all(self.arrived(message) for message in inputs_of(placement, instruction)):
@@ -151,7 +153,7 @@ def test_the_promise_on_sends_is_reached() -> None:
     schedule = make_schedule("1f1b", 4, 8)
     links = Links()
     _execute(schedule, lower(schedule), random.Random(0), links, hurried=0)
-    assert links.most_pending[0, 1] == sends_in_flight(schedule)[0, 1] == 4
+    assert links.most_pending[DOWN] == sends_in_flight(schedule)[DOWN] == 4
 
 
 @settings(max_examples=30, deadline=None)
@@ -163,10 +165,10 @@ def test_both_ends_of_a_link_agree_and_every_message_passes_once(schedule: Sched
             match instruction:
                 case Send(message):
                     assert message.source == rank
-                    sent[message.source, message.target].append(message)
+                    sent[link_of(message)].append(message)
                 case Receive(message):
                     assert message.target == rank
-                    posted[message.source, message.target].append(message)
+                    posted[link_of(message)].append(message)
                 case _:
                     pass
     assert sent == posted

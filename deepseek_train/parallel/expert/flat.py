@@ -1,6 +1,7 @@
 """Flat dispatch: one all-to-all over the expert-parallel group, each token sent once to every rank that needs it.
 
-The same rows travel back in combine, already summed over the experts of a rank. Legend: see ``plan``.
+The same rows travel back in combine, already summed over the experts of a rank. The exchange itself is a route; what
+stands here is local and differentiable. Legend: see ``plan``.
 """
 
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepseek_train.parallel.exchange import ExpertGroup, exchange
+from deepseek_train.parallel.exchange import Exchange, ExpertGroup
 from deepseek_train.parallel.expert.plan import DispatchPlan
+from deepseek_train.phases.parcel import Route, Stay, Tensors
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,17 @@ class Dispatched:
     plan: DispatchPlan
 
 
-def dispatch(x_ND: Tensor, weights_NK: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Dispatched:
-    """Sends every token to the ranks of its experts. Differentiable."""
+def route(plan: DispatchPlan, group: ExpertGroup) -> Route:
+    """The way from tokens to experts; combine takes ``back()``."""
+    return Stay() if group.size == 1 else Exchange(plan.send_P, plan.receive_P, group)
+
+
+def pack(x_ND: Tensor, weights_NK: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensors:
+    """The rows of tokens and of routing weights to send: x_SD, weights_SK."""
     if group.size == 1:
-        return Dispatched(x_ND, weights_NK, plan)
+        return x_ND, weights_NK
     rows = plan.sent_to_token_S
-    x_RD = exchange(x_ND.index_select(0, rows), plan.send_P, plan.receive_P, group)
-    weights_RK = exchange(weights_NK.index_select(0, rows), plan.send_P, plan.receive_P, group)
-    return Dispatched(x_RD, weights_RK, plan)
+    return x_ND.index_select(0, rows), weights_NK.index_select(0, rows)
 
 
 def expand(dispatched: Dispatched) -> tuple[Tensor, Tensor]:
@@ -43,12 +48,9 @@ def reduce(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
     return _summed(y_AD, plan.assignment_to_row_A, plan.num_received)
 
 
-def combine(y_RD: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensor:
-    """Brings rows back to the ranks of their tokens and sums them: y_ND. Differentiable."""
-    if group.size == 1:
-        return y_RD
-    y_SD = exchange(y_RD, plan.receive_P, plan.send_P, group)
-    return _summed(y_SD, plan.sent_to_token_S, plan.num_tokens)
+def unpack(y_SD: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensor:
+    """Sums the rows that came back for each token: y_ND, the reverse of ``pack``."""
+    return y_SD if group.size == 1 else _summed(y_SD, plan.sent_to_token_S, plan.num_tokens)
 
 
 def _summed(rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:

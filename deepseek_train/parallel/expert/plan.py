@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepseek_train.parallel.exchange import ExpertGroup, exchange_counts, exchange_rows
+from deepseek_train.parallel.exchange import Exchange, ExpertGroup, exchange_counts
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def make_plan(expert_ids_NK: Tensor, num_experts: int, group: ExpertGroup) -> Di
         sent_to_token_S = needed_NP.t().nonzero()[:, 1]
         counts_P = needed_NP.sum(0)
         send_P, receive_P = counts_P.tolist(), exchange_counts(counts_P, group)
-        ids_RK = exchange_rows(expert_ids_NK[sent_to_token_S], send_P, receive_P, group)
+        (ids_RK,) = Exchange(send_P, receive_P, group).start((expert_ids_NK[sent_to_token_S],)).wait()
     local_ids = ids_RK.flatten() - group.rank * per_rank
     slots = ((local_ids >= 0) & (local_ids < per_rank)).nonzero().flatten()
     experts_A, order = torch.sort(local_ids[slots], stable=True)

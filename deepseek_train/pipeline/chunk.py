@@ -1,0 +1,130 @@
+"""One micro-batch on its way through one stage, a phase at a time: what the executor orders in time."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from deepseek_train.phases.parcel import InTransit, arrived
+from deepseek_train.phases.phase import Row
+from deepseek_train.phases.tape import Gradients, Tape
+from deepseek_train.phases.values import Hidden, MicroBatch
+from deepseek_train.phases.wgrad import WeightGradQueue, Work, run_works
+from deepseek_train.pipeline.trace import Trace
+from deepseek_train.schedule.action import Action, Kind
+from deepseek_train.schedule.overlap import Part
+
+
+class ForwardChunk:
+    """The forward of ``row``: ``enter`` gives its value when the first phase runs, ``leave`` takes the result right
+    after the last."""
+
+    def __init__(
+        self,
+        action: Action,
+        row: Row,
+        enter: Callable[[], MicroBatch | Hidden],
+        leave: Callable[[Hidden], None],
+        tape: Tape,
+        trace: Trace | None,
+    ) -> None:
+        self._action, self._row, self._enter, self._leave = action, row, enter, leave
+        self._tape, self._trace = tape, trace
+        self._next = 0
+        self._value: Any = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(phase.part for phase in self._row)
+
+    @property
+    def done(self) -> bool:
+        return self._next == len(self._row)
+
+    def step(self) -> None:
+        """Runs the next phase; starts it, if it is a communication."""
+        if self._next == 0:
+            self._value = self._enter()
+        self._value = arrived(self._value)
+        phase = self._row[self._next]
+        self._next += 1
+        moves = phase.part.moves
+        with nullcontext() if moves or self._trace is None else self._trace.compute(phase.name, self._action):
+            self._value = self._tape.run(phase, self._value)
+        if moves and self._trace is not None:
+            self._trace.transfer(phase.name, self._action, self._value.pending)
+        if self.done:
+            self._leave(arrived(self._value))
+
+    def closes(self) -> bool:
+        """Whether all that is left is to lay down what has already come back from other ranks."""
+        left = self._row[self._next :]
+        return (
+            len(left) == 1
+            and not left[0].part.moves
+            and isinstance(self._value, InTransit)
+            and self._value.pending.ready()
+        )
+
+
+class BackwardChunk:
+    """The backward of what ``tape`` recorded over ``row``: ``enter`` gives the gradients of the results, ``leave``
+    takes those of the inputs as soon as they are there, before any weight gradient that waits."""
+
+    def __init__(
+        self,
+        action: Action,
+        row: Row,
+        enter: Callable[[], Gradients],
+        leave: Callable[[Gradients], None],
+        tape: Tape,
+        queue: WeightGradQueue,
+        trace: Trace | None,
+    ) -> None:
+        self._row, self._enter, self._leave = row, enter, leave
+        self._tape, self._queue, self._trace = tape, queue, trace
+        self._inputs = Action(action.stage, Kind.BACKWARD_INPUT, action.microbatch)
+        self._weights = Action(action.stage, Kind.BACKWARD_WEIGHT, action.microbatch)
+        self._works: dict[int, list[Work]] = {}
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(phase.part for phase in self._row)
+
+    @property
+    def done(self) -> bool:
+        """Whether all input gradients are."""
+        return len(self._tape) == 0
+
+    def step(self) -> int:
+        """Input gradients of the last phase that is left; returns its index. Its weight gradients wait."""
+        if len(self._tape) == len(self._row):
+            self._tape.seed(self._enter())
+        self._tape.gradients()  # waits outside the phase's time
+        index = len(self._tape) - 1
+        phase = self._row[index]
+        moves = phase.part.moves
+        with nullcontext() if moves or self._trace is None else self._trace.compute(phase.name, self._inputs):
+            pending = self._tape.backward()
+        if pending is not None and self._trace is not None:
+            self._trace.transfer(phase.name, self._inputs, pending)
+        self._works[index] = self._queue.take_open()
+        if self.done:
+            self._leave(self._tape.gradients())
+        return index
+
+    def weights(self, index: int) -> None:
+        """Weight gradients of phase ``index``."""
+        works = self._works.pop(index)
+        if not works:
+            return
+        with (
+            nullcontext()
+            if self._trace is None
+            else self._trace.compute(self._row[index].name, self._weights)
+        ):
+            run_works(works)
+
+    def keep_weights(self) -> None:
+        """Leaves all weight gradients to the queue, as one group."""
+        self._queue.seal([work for works in self._works.values() for work in works])
+        self._works.clear()
