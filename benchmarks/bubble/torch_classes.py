@@ -38,7 +38,9 @@ def prepare(name: str, num_microbatches: int, sleeper: Sleeper) -> Contestant:
         "interleaved_1f1b" if name == "interleaved_zb" else name, world, num_microbatches
     )
     modules = {s: SleepingModule(s, sleeper) for s in placement.stages_of(rank)}
-    stages = [PipelineStage(m, s, placement.num_stages, torch.device("cpu")) for s, m in modules.items()]
+    stages: list[Any] = [
+        PipelineStage(m, s, placement.num_stages, torch.device("cpu")) for s, m in modules.items()
+    ]
     runner: Any
     if name in _SINGLE:
         runner = _SINGLE[name](stages[0], num_microbatches, loss_fn=_loss)

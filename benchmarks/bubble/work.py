@@ -4,6 +4,7 @@ Stage s is y = x W_s^T, [rows, width], in float64. A chunk sleeps once when it r
 gradient (I), once for its weight gradient (W); the rest of what it does takes microseconds.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -72,7 +73,7 @@ class Sleeper:
 def initial_weight(stage: int) -> Tensor:
     """W_s [width, width], the same for everybody."""
     generator = torch.Generator().manual_seed(stage)
-    return torch.randn(WIDTH, WIDTH, dtype=DTYPE, generator=generator) / WIDTH**0.5
+    return torch.randn(WIDTH, WIDTH, dtype=DTYPE, generator=generator) * (1 / math.sqrt(WIDTH))
 
 
 def inputs_of_step(num_microbatches: int) -> Tensor:
