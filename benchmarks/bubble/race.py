@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import assert_never
 
 import torch
 import torch.distributed as dist
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.bubble import deepspeed_engine, ours, torch_classes
 from benchmarks.bubble.work import ChunkTimes, Contestant, Sleeper, true_gradients
-from deepseek_train.schedule.action import Kind, Schedule
+from deepseek_train.schedule.action import Action, Kind, Pair, Schedule, Step
 from deepseek_train.schedule.dataflow import actions_of
 from deepseek_train.schedule.simulate import simulate
 
@@ -53,6 +55,7 @@ class Measured:
     chunks: int  # a rank's, each F + I + W
     actions: int  # a rank's: F, B, I and W
     ideal: float | None  # bubble of the same schedule in the simulator, without latency; None without times
+    ideal_early: float | None  # the same, of ``sent_early``
 
     def bubbles(self) -> list[float]:
         """Idle share of all ranks' time, of each round."""
@@ -108,7 +111,26 @@ def _measured(case: Case, schedule: Schedule, steps: list[Tensor], times: ChunkT
         chunks=chunks,
         actions=actions,
         ideal=simulate(schedule, times.durations()).bubble_fraction() if times else None,
+        ideal_early=simulate(sent_early(schedule), times.durations()).bubble_fraction() if times else None,
     )
+
+
+def sent_early(schedule: Schedule) -> Schedule:
+    """The same work where nothing waits for the end of a full backward or of a pair: I, W, F in sequence. That is how
+    the executor runs chunks of one phase."""
+    return replace(schedule, steps_R=tuple(tuple(chain(*map(_apart, steps))) for steps in schedule.steps_R))
+
+
+def _apart(step: Step) -> tuple[Action, ...]:
+    match step:
+        case Pair(forward, backward):
+            return (*_apart(backward), forward)
+        case Action(kind=Kind.BACKWARD):
+            return replace(step, kind=Kind.BACKWARD_INPUT), replace(step, kind=Kind.BACKWARD_WEIGHT)
+        case Action():
+            return (step,)
+        case _:
+            assert_never(step)
 
 
 def _work_of(schedule: Schedule, rank: int) -> tuple[int, int]:

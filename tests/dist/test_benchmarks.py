@@ -30,6 +30,8 @@ def test_times_and_counts(measured: list[Measured]) -> None:
     ]
     for one in measured:
         assert one.ideal is not None
+        assert one.ideal_early is not None
+        assert one.ideal_early <= one.ideal
         assert len(one.spans) == len(one.slept) == len(one.cpu) == 2
         assert min(one.slept) >= one.chunks * 0.006
         assert all(0 < bubble < 1 for bubble in one.bubbles())
@@ -47,13 +49,15 @@ def test_report(measured: list[Measured], tmp_path: Path) -> None:
     row = bubble.bubble[1]
     assert row.excess == pytest.approx(row.least - row.ideal)
     assert row.least == min(row.bubbles)
-    assert f"| 2 | 4 | zb_v | {row.ideal:.3f} | {row.least:.3f} (" in report.markdown(bubble, overhead)
+    assert f"| 2 | 4 | zb_v | {row.ideal:.3f} | {row.ideal_early:.3f} | {row.least:.3f} (" in report.markdown(
+        bubble, overhead
+    )
     assert picture.draw(bubble.bubble, tmp_path / "bubble.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_not_reached_is_said() -> None:
     def row(who: str, schedule: str, excess: float) -> report.BubbleRow:
-        return report.BubbleRow(60.0, 8, schedule, who, 8, 0.1, 0.1 + excess, 0.2, excess, ())
+        return report.BubbleRow(60.0, 8, schedule, who, 8, 0.1, 0.09, 0.1 + excess, 0.2, excess, ())
 
     rows = [row("ours", "dualpipe", 0.02), row("ours", "zb_v", 0.01), row("torch", "zb_v", 0.01)]
     assert report.not_reached(rows) == [
