@@ -19,7 +19,7 @@ from benchmarks.bubble.work import (
     loss_of,
 )
 from deepseek_train.model.linear import linear
-from deepseek_train.parallel.p2p import Channel, Links
+from deepseek_train.parallel.p2p import Links
 from deepseek_train.phases.phase import Phase
 from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads
@@ -27,7 +27,7 @@ from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary, LossScales
 from deepseek_train.schedule.action import Kind
 from deepseek_train.schedule.catalog import make_schedule
-from deepseek_train.schedule.dataflow import MessageKind
+from deepseek_train.schedule.lower import all_queues
 from deepseek_train.schedule.overlap import Role
 from deepseek_train.spec.stages import StageSpec
 
@@ -54,7 +54,7 @@ class SleepingStage:
 
     def __init__(self, index: int, num_stages: int, sleeper: Sleeper, queue: WeightGradQueue) -> None:
         first, last = index == 0, index == num_stages - 1
-        self.spec = StageSpec(index, (index,), first=first, last=last, mtp_depth=0)
+        self.spec = StageSpec(index, (index,), first=first, last=last, mtp_depth=0, embeds=False)
         self.phases = (Phase("chunk", Role.ATTEND, self._chunk),)
         self.weight = Weight(initial_weight(index))
         allocate_main_grads([self.weight], DTYPE)
@@ -74,8 +74,7 @@ def prepare(name: str, num_microbatches: int, sleeper: Sleeper) -> Contestant:
     queue = WeightGradQueue()
     num_stages = schedule.placement.num_stages
     stages = {s: SleepingStage(s, num_stages, sleeper, queue) for s in schedule.placement.stages_of(rank)}
-    channels = {kind: Channel(down=dist.new_group(), up=dist.new_group()) for kind in MessageKind}
-    links = Links(channels, ranks=tuple(range(world)), me=rank)
+    links = Links({queue: dist.new_group() for queue in all_queues()}, tuple(range(world)), rank)
     executor = Executor(stages, links, queue, Boundary((1, ROWS, WIDTH), DTYPE, torch.device("cpu")))
     prepared = PreparedSchedule(schedule, rank)
     batches = [MicroBatch(tokens) for tokens in inputs_of_step(num_microbatches).split(1)]

@@ -11,7 +11,6 @@ from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue, Work, run_works
 from deepseek_train.pipeline.trace import Trace
 from deepseek_train.schedule.action import Action, Kind
-from deepseek_train.schedule.overlap import Part
 
 
 class ForwardChunk:
@@ -31,10 +30,6 @@ class ForwardChunk:
         self._tape, self._trace = tape, trace
         self._next = 0
         self._value: Any = None
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(phase.part for phase in self._row)
 
     @property
     def done(self) -> bool:
@@ -85,10 +80,6 @@ class BackwardChunk:
         self._inputs = Action(action.stage, Kind.BACKWARD_INPUT, action.microbatch)
         self._weights = Action(action.stage, Kind.BACKWARD_WEIGHT, action.microbatch)
         self._works: dict[int, list[Work]] = {}
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return tuple(phase.part for phase in self._row)
 
     @property
     def done(self) -> bool:

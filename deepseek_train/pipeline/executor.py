@@ -22,7 +22,7 @@ from deepseek_train.pipeline.values import Boundary, LossScales, PipelineStage, 
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule
 from deepseek_train.schedule.dataflow import actions_of, input_of, output_of
 from deepseek_train.schedule.lower import Instruction, Program, Receive, Send, lower
-from deepseek_train.schedule.overlap import FIGURE_4, PROFILE, Order, interleave
+from deepseek_train.schedule.overlap import FIGURE_4, PROFILE, Piece, interleave
 from deepseek_train.schedule.windows import send_windows
 
 
@@ -51,7 +51,9 @@ class Executor:
         boundary: Boundary,
     ) -> None:
         self._stages, self._links, self._queue, self._boundary = stages, links, queue, boundary
-        self._order: Order = PROFILE if boundary.device.type == "cuda" else FIGURE_4
+        order = PROFILE if boundary.device.type == "cuda" else FIGURE_4
+        parts = {index: tuple(phase.part for phase in stage.phases) for index, stage in stages.items()}
+        self._pieces = {(f, b): interleave(parts[f], parts[b], order) for f in parts for b in parts}
 
     def run(
         self,
@@ -64,7 +66,9 @@ class Executor:
         ``batch_of(m)`` gives micro-batch m; it is asked where m enters and where its loss is computed. Weight
         gradients are in ``main_grad`` afterwards. Raises ``StepFailed``."""
         mail = Mail(self._links, self._boundary, prepared.windows)
-        one = _Pass(self._stages, self._queue, prepared.placement, self._order, mail, batch_of, scales, trace)
+        one = _Pass(
+            self._stages, self._queue, prepared.placement, self._pieces, mail, batch_of, scales, trace
+        )
         for instruction in prepared.program:
             try:
                 one.perform(instruction)
@@ -91,13 +95,13 @@ class _Pass:
         stages: Mapping[int, PipelineStage],
         queue: WeightGradQueue,
         placement: Placement,
-        order: Order,
+        pieces: Mapping[tuple[int, int], tuple[Piece, ...]],
         mail: Mail,
         batch_of: Callable[[int], MicroBatch],
         scales: LossScales | None,
         trace: Trace | None,
     ) -> None:
-        self._stages, self._queue, self._placement, self._order = stages, queue, placement, order
+        self._stages, self._queue, self._placement, self._pieces = stages, queue, placement, pieces
         self._mail, self._batch_of, self._scales, self._trace = mail, batch_of, scales, trace
         self._in_flight: dict[tuple[int, int], tuple[Tape, Ledger]] = {}
         self.ran = Ran()
@@ -152,7 +156,7 @@ class _Pass:
     def _pair(self, forward: Action, backward: Action) -> None:
         """Phases of both in the order of ``schedule.overlap``; either half's result leaves as soon as it is there."""
         f, b = self._forward(forward), self._backward(backward)
-        for piece in interleave(f.parts, b.parts, self._order):
+        for piece in self._pieces[forward.stage, backward.stage]:
             self.doing = forward if piece.kind is Kind.FORWARD else backward
             match piece.kind:
                 case Kind.BACKWARD_INPUT:
