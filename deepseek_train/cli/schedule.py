@@ -17,6 +17,7 @@ usage: deepseek-schedule name=dualpipe [key=value ...]
   times.backward_weight=1   weight gradients
   times.overlapped=3        a forward and a full backward run as one; default: the sum of the three above
   times.latency=0           of a message to another rank
+  measured=FILE           instead of times: what a run measured, its report/durations.json
   output=text             text: drawing and facts, json: facts, schedule: the steps of every rank;
                           svg, png: a picture, perfetto: a trace for ui.perfetto.dev
   path=FILE               where to write svg, png, perfetto; default: NAME-STAGESxMICROBATCHES in this folder
@@ -43,7 +44,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deepseek_train.cli.key_value import UsageError, parse_key_values
-from deepseek_train.cli.schedule_case import durations, make, make_case, time_problems
+from deepseek_train.cli.schedule_case import durations, make, make_case, time_problems, with_measured
 from deepseek_train.cli.schedule_problems import request_problems
 from deepseek_train.cli.schedule_request import ALL, WRITTEN, ScheduleRequest, schedule_name
 from deepseek_train.cli.schedule_words import Row, facts_line, legend, table
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__)
         return 0
     try:
-        request = parse_key_values(ScheduleRequest, words, request_problems)
+        request = with_measured(parse_key_values(ScheduleRequest, words, request_problems))
         if request.file is None and schedule_name(request) == ALL:
             _compare(request)
         else:

@@ -1,11 +1,14 @@
 """A request of ``deepseek-schedule`` becomes the sizes and the times of one schedule."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
+from deepseek_train.cli.key_value import UsageError
 from deepseek_train.cli.schedule_request import AUTO, ScheduleRequest, Times
 from deepseek_train.schedule import auto, catalog
 from deepseek_train.schedule.action import Schedule
+from deepseek_train.schedule.measured import durations_from_json
 from deepseek_train.schedule.simulate import Durations, Seconds
 
 
@@ -22,6 +25,17 @@ class Case:
     @property
     def stages(self) -> int:
         return self.ranks * self.stages_per_rank
+
+
+def with_measured(request: ScheduleRequest) -> ScheduleRequest:
+    """``request`` with the times of the file it names. Raises UsageError where that is no file of times."""
+    if request.measured is None:
+        return request
+    try:
+        found = durations_from_json(Path(request.measured).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError([f"measured={request.measured}: {error}"]) from error
+    return replace(request, times=Times(**vars(found)))
 
 
 def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:

@@ -33,6 +33,8 @@ def request_problems(request: ScheduleRequest) -> list[str]:
         problems += [f"times.{field.name}={v:g}: not a time; write 0 or more" for v in wrong[:1]]
     if not any(v > 0 for value in values[:-1] for v in _entries(value)):
         problems.append("all times are 0: there is nothing to draw; give times.forward or others more than 0")
+    if request.measured is not None and request.times != Times():
+        problems.append("measured and times.* are both given: write one of them")
     outputs = [*PRINTED, *WRITTEN]
     if request.output not in outputs:
         problems.append(f"output={request.output}: write one of {' '.join(outputs)}")
@@ -67,7 +69,7 @@ def _name_problems(request: ScheduleRequest, sizes_are_positive: bool) -> list[s
         if request.stages_per_rank not in (None, per_rank):
             what = f"{name} has {per_rank} on every rank; leave it away, or take interleaved_1f1b"
             problems.append(f"stages_per_rank={request.stages_per_rank}: {what}")
-    made = make_case(request, name) if sizes_are_positive else []
+    made = make_case(request, name) if sizes_are_positive and request.measured is None else []
     return problems + (made if isinstance(made, list) else [])
 
 

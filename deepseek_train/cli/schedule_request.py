@@ -32,6 +32,7 @@ class ScheduleRequest:
     stages_per_rank: int | None = None
     memory: int | None = None
     times: Times = Times()
+    measured: str | None = None  # a file of times instead
     output: str = "text"
     path: str | None = None
 

@@ -83,7 +83,11 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
 def _parallel(run: RunConfig) -> Iterator[Problem]:
     p, m = run.parallel, run.model
     yield from _positive("parallel", ("pp", "dp", "ep"), p)
-    yield from _positive("schedule", ("stages_per_rank",), run.schedule)
+    yield from _positive("schedule", ("stages_per_rank", "max_activations"), run.schedule)
+    for name in ("durations", "max_activations"):
+        if getattr(run.schedule, name) is not None and run.schedule.name != "auto":
+            what = f"is for schedule=auto alone, the schedule is {run.schedule.name}"
+            yield Problem(f"schedule.{name}", what, "Leave it null, or write schedule=auto.")
     if min(p.pp, p.ep, p.dp or 1) < 1:
         return
     if p.dp is not None and p.dp % p.ep:

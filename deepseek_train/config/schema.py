@@ -74,8 +74,13 @@ class ParallelConfig:
 class ScheduleConfig:
     """Order of work in the pipeline."""
 
-    name: Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v"] = "dualpipe"
+    name: Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v", "auto"] = (
+        "dualpipe"
+    )
     stages_per_rank: int = 2  # of interleaved_1f1b; the others have their own number
+    # auto: what each stage takes, a run's report/durations.json. None: estimated from its operations.
+    durations: str | None = None
+    max_activations: int | None = None  # auto: most live micro-batches of a rank. None: as many as DualPipe's
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from deepseek_train.monitor.pictures.load import (
 )
 from deepseek_train.monitor.pictures.loss import draw_loss
 from deepseek_train.monitor.pictures.timeline import draw_timeline
+from deepseek_train.schedule.measured import durations_to_json, measured_durations
 from deepseek_train.schedule.perfetto import write_trace
 from deepseek_train.schedule.timeline import Timeline
 
@@ -170,10 +171,15 @@ def _pipeline(run_dir: Path, facts: ReportFacts) -> list[str]:
 def _lanes(run_dir: Path, timeline: Timeline, name: str) -> list[str]:
     path = draw_lanes(timeline, run_dir / "report" / "lanes.png", f"Lanes of {name[0].lower()}{name[1:]}")
     trace = write_trace(timeline, run_dir / "report" / "trace.json", name)
+    num_stages = 1 + max(span.stage for span in timeline.spans)
+    measured = run_dir / "report" / "durations.json"
+    measured.write_text(durations_to_json(measured_durations(timeline, num_stages)))
     exposed = [timeline.exposed_communication(rank) for rank in range(timeline.num_ranks)]
     words = (
         f"Communication that no computation of its rank hid, in the whole step: {duration(max(exposed))} on the worst "
-        f"rank. All phases are in [{trace.name}]({trace.relative_to(run_dir).as_posix()}), for ui.perfetto.dev."
+        f"rank. All phases are in [{trace.name}]({trace.relative_to(run_dir).as_posix()}), for ui.perfetto.dev; what "
+        f"each stage took, for `deepseek-schedule name=all measured=...` and `schedule=auto`, in "
+        f"[{measured.name}]({measured.relative_to(run_dir).as_posix()})."
     )
     return [words, _picture(run_dir, path, "Compute and communication lanes during one pair")]
 

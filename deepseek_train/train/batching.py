@@ -6,16 +6,16 @@ depends on the layout, which sequences they are does not.
 
 from deepseek_train.config.curve import value_at
 from deepseek_train.config.schema import RunConfig
-from deepseek_train.schedule.catalog import problems
 from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.schedule_plan import schedule_problems
 
 
 def microbatches_for(config: RunConfig, layout: ParallelLayout, tokens: int) -> int:
     """Micro-batches of one pipeline in the step that starts at ``tokens``: the batch-size curve, rounded down to what
     the schedule can run. 0: the batch is too small for the layout."""
-    batch, schedule = round(value_at(config.optim.batch_size, tokens)), config.schedule
+    batch = round(value_at(config.optim.batch_size, tokens))
     count = batch // (layout.dp * config.train.microbatch_size)
-    while count > 0 and problems(schedule.name, layout.pp, count, schedule.stages_per_rank):
+    while count > 0 and schedule_problems(config.schedule, layout.pp, count):
         count -= 1
     return count
 

@@ -22,13 +22,14 @@ from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary
 from deepseek_train.schedule.action import Placement
-from deepseek_train.schedule.catalog import make_schedule, placement_of
 from deepseek_train.schedule.forward_only import forward_only
+from deepseek_train.schedule.simulate import Durations
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
 from deepseek_train.train.preflight import open_source
+from deepseek_train.train.schedule_plan import durations_for, placement_for, schedule_for
 from deepseek_train.train.stage_plan import plan_stages
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,6 +58,7 @@ class Job:
     train_source: TokenSource
     validation_source: TokenSource
     placement: Placement  # where stages are; also of evaluations
+    durations: Durations  # of each stage, the same on all ranks
     evaluation: PreparedSchedule
 
     @property
@@ -64,7 +66,8 @@ class Job:
         return self.mesh.layout
 
     def training_schedule(self, num_microbatches: int) -> PreparedSchedule:
-        return _prepare(self.config.schedule, self.layout.pp, num_microbatches, self.mesh.pp_rank)
+        pp, durations = self.layout.pp, self.durations
+        return _prepare(self.config.schedule, pp, num_microbatches, durations, self.mesh.pp_rank)
 
     def router_biases(self) -> Iterator[tuple[int, Tensor]]:
         """(layer, balance bias) of every MoE layer on this rank."""
@@ -74,10 +77,11 @@ class Job:
 
 
 @lru_cache(maxsize=8)
-def _prepare(config: ScheduleConfig, num_ranks: int, num_microbatches: int, pp_rank: int) -> PreparedSchedule:
+def _prepare(
+    config: ScheduleConfig, pp: int, num_microbatches: int, durations: Durations, pp_rank: int
+) -> PreparedSchedule:
     """Batch sizes come back step after step: lowering a schedule anew each time would cost more than some steps."""
-    schedule = make_schedule(config.name, num_ranks, num_microbatches, config.stages_per_rank)
-    return PreparedSchedule(schedule, pp_rank)
+    return PreparedSchedule(schedule_for(config, pp, num_microbatches, durations), pp_rank)
 
 
 def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
@@ -85,9 +89,10 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     adopt_process_group()
     model, dtype = config.model, DTYPES[config.precision.params]
     # Evaluation's placement: stages are where training has them, whatever the number of micro-batches.
-    name, stages_per_rank = config.schedule.name, config.schedule.stages_per_rank
-    placement = placement_of(name, layout.pp, eval_microbatches(config), stages_per_rank)
+    placement = placement_for(config.schedule, layout.pp, eval_microbatches(config))
     specs = plan_stages(config, layout.pp)
+    durations = [durations_for(config, specs)]
+    dist.broadcast_object_list(durations)  # read from a file that may differ between nodes
     mesh = make_mesh(
         layout,
         placement,
@@ -116,6 +121,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         train_source=open_source(config, "train"),
         validation_source=open_source(config, "validation"),
         placement=placement,
+        durations=durations[0],
         evaluation=PreparedSchedule(forward_only(placement), mesh.pp_rank),
     )
 

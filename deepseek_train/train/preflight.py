@@ -14,10 +14,10 @@ from deepseek_train.data.errors import DataError
 from deepseek_train.data.loader import TokenSource
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import check_prepared
-from deepseek_train.schedule.catalog import problems as schedule_problems
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
 
 # A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
@@ -81,9 +81,7 @@ def _pipeline(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
 
 def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     schedule, size, segments = config.schedule, config.train.microbatch_size, config.optim.batch_size.segments
-    needed = next(
-        m for m in count(1) if not schedule_problems(schedule.name, layout.pp, m, schedule.stages_per_rank)
-    )
+    needed = next(m for m in count(1) if not schedule_problems(schedule, layout.pp, m))
     given = [
         ("start", 0),
         *((f"segments[{i}].to", s.until) for i, s in enumerate(segments) if s.to is not None),

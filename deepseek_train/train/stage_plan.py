@@ -2,14 +2,15 @@
 
 from deepseek_train.config.parse import ConfigError, Problem
 from deepseek_train.config.schema import RunConfig
-from deepseek_train.schedule.catalog import problems as schedule_problems
+from deepseek_train.schedule.auto import search
 from deepseek_train.schedule.catalog import stages_per_rank_of
 from deepseek_train.spec.stages import StageSpec, most_stages, split_layers
+from deepseek_train.train.schedule_plan import durations_for, known_name, placement_for, schedule_problems
 
 
 def num_stages(config: RunConfig, pp: int) -> int:
     """Stages of one model copy on ``pp`` pipeline ranks."""
-    return pp * stages_per_rank_of(config.schedule.name, config.schedule.stages_per_rank)
+    return pp * stages_per_rank_of(known_name(config.schedule, pp), config.schedule.stages_per_rank)
 
 
 def plan_stages(config: RunConfig, pp: int) -> tuple[StageSpec, ...]:
@@ -24,16 +25,32 @@ def pipeline_problems(config: RunConfig, pp: int) -> list[Problem]:
     if faults:
         return [Problem("parallel.pp", fault, _nearest(config, pp)) for fault in faults]
     try:
-        plan_stages(config, pp)
+        stages = plan_stages(config, pp)
     except ConfigError as error:
         return error.problems
+    return [] if config.schedule.name != "auto" else _auto_problems(config, pp, stages)
+
+
+def _auto_problems(config: RunConfig, pp: int, stages: tuple[StageSpec, ...]) -> list[Problem]:
+    """What the smallest search says; the real ones differ in the number of micro-batches alone."""
+    try:
+        durations = durations_for(config, stages)
+    except (OSError, ValueError) as error:
+        mend = "Name the report/durations.json of a run of this layout, or leave it null."
+        return [Problem("schedule.durations", f"{config.schedule.durations}: {error}", mend)]
+    try:
+        fewest = next(m for m in range(1, 4 * pp) if not schedule_problems(config.schedule, pp, m))
+        placement = placement_for(config.schedule, pp, fewest)
+        search(placement, durations, config.schedule.max_activations, max_moves=0)
+    except ValueError as error:
+        return [Problem("schedule.max_activations", str(error), "Raise it, or leave it null.")]
     return []
 
 
 def _faults(config: RunConfig, pp: int) -> list[str]:
     schedule, stages = config.schedule, num_stages(config, pp)
     plenty = 4 * pp  # micro-batches: how many a step has is checked elsewhere
-    faults = schedule_problems(schedule.name, pp, plenty, schedule.stages_per_rank)
+    faults = schedule_problems(schedule, pp, plenty)
     if stages > most_stages(config.model):
         faults.append(
             f"{config.model.num_layers} layers cannot fill the {stages} stages of {schedule.name} on {pp} ranks: "

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.config.schema import ModelConfig
+from deepseek_train.config.schema import ModelConfig, ScheduleConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
@@ -23,11 +23,14 @@ from deepseek_train.phases.parcel import arrived
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads, run_works
 from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary, LossScales
-from deepseek_train.schedule.action import Placement
-from deepseek_train.schedule.catalog import make_schedule, placement_of
+from deepseek_train.schedule.action import Placement, Schedule
+from deepseek_train.schedule.auto import search
+from deepseek_train.schedule.catalog import make_schedule
+from deepseek_train.schedule.simulate import Durations
 from deepseek_train.spec.layout import ParallelLayout
-from deepseek_train.spec.stages import split_layers, stage_weights
+from deepseek_train.spec.stages import StageSpec, split_layers, stage_times, stage_weights
 from deepseek_train.spec.weights import WeightSpec, all_weights
+from deepseek_train.train.schedule_plan import placement_for
 
 BATCH, LENGTH = 2, 8  # B, T
 MODEL = ModelConfig(
@@ -66,10 +69,15 @@ class Case:
     layers: int = 5
     mtp: int = 1
     microbatches: int = 8
+    dense: int = 1  # leading layers without experts
+    placed: str | None = None  # layers of each stage; None: stages of even cost
+    tied: bool = False
 
     def __str__(self) -> str:
         names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
-        return f"{names}-layers{self.layers}mtp{self.mtp}-m{self.microbatches}"
+        placed = f"({self.placed})" if self.placed else ""
+        tied = "-tied" if self.tied else ""
+        return f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{tied}"
 
     @property
     def layout(self) -> ParallelLayout:
@@ -77,11 +85,29 @@ class Case:
 
     @property
     def model(self) -> ModelConfig:
-        return replace(MODEL, num_layers=self.layers, mtp_depth=self.mtp)
+        return replace(
+            MODEL,
+            num_layers=self.layers,
+            mtp_depth=self.mtp,
+            num_dense_layers=self.dense,
+            tie_embeddings=self.tied,
+        )
+
+    @property
+    def specs(self) -> tuple[StageSpec, ...]:
+        return split_layers(self.model, self.placement.num_stages, LENGTH, self.placed)
 
     @property
     def placement(self) -> Placement:
-        return placement_of(self.schedule, self.pp, self.microbatches)
+        return placement_for(ScheduleConfig(self.schedule), self.pp, self.microbatches)
+
+    @property
+    def steps(self) -> Schedule:
+        """The schedule; of ``auto`` a short search for the times of this case's stages."""
+        if self.schedule != "auto":
+            return make_schedule(self.schedule, self.pp, self.microbatches)
+        times = stage_times(self.model, self.specs, LENGTH)
+        return search(self.placement, Durations(*times, overlapped=2.5), max_moves=200)
 
     @property
     def scales(self) -> LossScales:
@@ -135,8 +161,7 @@ class OnGrid:
         ]
 
     def prepared(self) -> PreparedSchedule:
-        schedule = make_schedule(self.case.schedule, self.case.pp, self.case.microbatches)
-        return PreparedSchedule(schedule, self.mesh.pp_rank)
+        return PreparedSchedule(self.case.steps, self.mesh.pp_rank)
 
     def batch_of(self, step: int = 0) -> Callable[[int], MicroBatch]:
         return lambda microbatch: batch(self.case.model, self.mesh.dp_rank, microbatch, step)
@@ -149,7 +174,7 @@ class OnGrid:
 def on_grid(case: Case, rank: int, dtype: torch.dtype) -> OnGrid:
     """Builds ``rank``'s part (collective). The caller gives weights their ``main_grad``."""
     placement, m = case.placement, case.model
-    specs = split_layers(m, placement.num_stages)
+    specs = case.specs
     embeds = tuple(spec.index for spec in specs if spec.embeds)
     mesh = make_mesh(case.layout, placement, rank, embeds=embeds, check_splits=True)
     queue = WeightGradQueue()

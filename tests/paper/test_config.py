@@ -129,7 +129,7 @@ def test_choices() -> None:
     (problem,) = problems_of(RunConfig, mapping(schedule__name="dualpip"))
     assert (
         problem.what
-        == "'dualpip' is not one of gpipe, 1f1b, interleaved_1f1b, zb_h1, zb_v, dualpipe, dualpipe_v"
+        == "'dualpip' is not one of gpipe, 1f1b, interleaved_1f1b, zb_h1, zb_v, dualpipe, dualpipe_v, auto"
     )
     assert problem.mend == "Did you mean 'dualpipe'?"
     assert parse(MonitorConfig, yaml.safe_load("wandb: off")).wandb == "off"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from deepseek_train.schedule.action import Kind
+from deepseek_train.schedule.action import Action, Kind, Pair
 from deepseek_train.schedule.catalog import make_schedule
-from deepseek_train.schedule.measured import measured_durations
+from deepseek_train.schedule.measured import durations_from_json, durations_to_json, measured_durations
 from deepseek_train.schedule.overlap import Lane
-from deepseek_train.schedule.simulate import Durations, simulate
+from deepseek_train.schedule.simulate import Durations, seconds, simulate
 from deepseek_train.schedule.timeline import PhaseSpan, Span, Timeline
 
 ASKED = Durations((1.0, 2.0, 3.0, 4.0), (1.5, 2.5, 3.5, 4.5), (0.5, 0.25, 1.0, 2.0), (2.75, 4.0, 7.0, 10.0))
@@ -36,6 +36,34 @@ def test_pairs_and_weight_gradients_of_a_real_timeline() -> None:
     )
     found = measured_durations(Timeline(1, spans, weights), 1)
     assert found == Durations((1.0,), (2.0,), (1.0,), (3.5,))
+
+
+def test_simulated_pairs_are_found_again() -> None:
+    asked = Durations((1.0, 2.0), (1.5, 2.5), (0.5, 0.25), (2.75, 4.0))
+    found = measured_durations(simulate(make_schedule("dualpipe", 2, 8), asked), 2)
+    assert found.forward == pytest.approx(asked.forward)
+    pair = seconds(Pair(Action(0, Kind.FORWARD, 0), Action(1, Kind.BACKWARD, 0)), asked)
+    assert found.overlapped[0] == pytest.approx(pair)  # type: ignore[index]
+
+
+def test_durations_survive_json() -> None:
+    durations = Durations((1.0, 2.5), (1.5, 2.5), 1.0, (2.75, 4.0), latency=0.25)
+    assert durations_from_json(durations_to_json(durations)) == durations
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[1]", "one JSON object with backward_input"),
+        ('{"forward": 1}', "one JSON object with backward_input"),
+        (durations_to_json(ASKED).replace("1.5", "-1"), "backward_input holds -1, which is no number"),
+        (durations_to_json(ASKED).replace("1.5", '"x"'), "backward_input holds 'x', which is no number"),
+        ("nonsense", "Expecting value"),
+    ],
+)
+def test_other_texts_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        durations_from_json(text)
 
 
 def test_a_stage_that_never_ran_alone_is_named() -> None:
