@@ -47,8 +47,11 @@ class LatentAttention(nn.Module):
             return aligned(*self._heads(q_latent, kv_latent, k_rope, turns_TR))
 
         q, k, v = context.recompute.region("mla_up", up, q_latent, kv_latent, k_rope)
-        out_BTHV = causal(q, k, v, self.scale)[..., : m.v_head_dim]
-        return linear(out_BTHV.flatten(-2), self.o, queue)
+        # Where heads were padded, this is a copy of what attention itself has saved.
+        out_BTO = context.recompute.region(
+            "mla_up", lambda out: out[..., : m.v_head_dim].flatten(-2), causal(q, k, v, self.scale)
+        )
+        return linear(out_BTO, self.o, queue)
 
     def _heads(
         self, q_BTC: Tensor, kv_BTC: Tensor, k_rope_BTR: Tensor, turns_TR: Tensor
