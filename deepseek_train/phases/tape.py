@@ -12,7 +12,6 @@ from typing import Any, Protocol, assert_never
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from deepseek_train.phases.parcel import Parcel, Pending, Route, arrived, depart
@@ -34,19 +33,19 @@ class _Returning:
 
 
 class _Source(Function):
-    """A tensor from outside as the beginning of a graph; ``arrives[index]`` takes its gradient. (A leaf would do, but
-    holds its data as long as the graph lives.) ``anchor`` stands for what requires the gradient."""
+    """Tensors from outside as the beginning of a graph; ``home`` takes their gradients. (Leaves would do, but hold
+    their data as long as the graph lives.) ``anchor`` stands for what requires the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, tensor: Tensor, arrives: Gradients, index: int) -> Tensor:
-        ctx.arrives, ctx.index = arrives, index
-        return tensor.detach()
+    def forward(ctx: Any, anchor: Tensor, home: Gradients, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.home = home
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.detach() for tensor in tensors)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
-        ctx.arrives[ctx.index] = gradient
-        return None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        ctx.home[:] = gradients
+        return (None,) * (2 + len(gradients))
 
 
 class _Segment(Protocol):
@@ -125,12 +124,14 @@ class _Computed:
 
 def _record(phase: Phase, value: Any) -> tuple[_Computed, Any]:
     """Runs ``phase`` with a graph of its own: that, and the result."""
-    outside, anchor = differentiable(value), torch.zeros((), requires_grad=True)
-    arrives: Gradients = [None] * len(outside)
+    outside = [t.detach() for t in differentiable(value)]
+    home: Gradients = [None] * len(outside)
     with torch.enable_grad():
-        sources = (_Source.apply(anchor, t.detach(), arrives, index) for index, t in enumerate(outside))
-        result = phase.run(with_tensors(value, sources))
-    return _Computed(arrives, [get_gradient_edge(t) for t in differentiable(result)]), result
+        if outside:
+            anchor = torch.zeros((), requires_grad=True)
+            value = with_tensors(value, iter(_Source.apply(anchor, home, *outside)))
+        result = phase.run(value)
+    return _Computed(home, [get_gradient_edge(t) for t in differentiable(result)]), result
 
 
 def _detached(value: Any) -> Any:
