@@ -83,6 +83,7 @@ def _model(m: ModelConfig) -> Iterator[Problem]:
 def _parallel(run: RunConfig) -> Iterator[Problem]:
     p, m = run.parallel, run.model
     yield from _positive("parallel", ("pp", "dp", "ep"), p)
+    yield from _positive("schedule", ("stages_per_rank",), run.schedule)
     if min(p.pp, p.ep, p.dp or 1) < 1:
         return
     if p.dp is not None and p.dp % p.ep:
@@ -96,12 +97,6 @@ def _parallel(run: RunConfig) -> Iterator[Problem]:
             "parallel.ep",
             f"{m.num_routed_experts} routed experts do not divide evenly over {p.ep} expert-parallel ranks",
             "Choose a divisor of model.num_routed_experts.",
-        )
-    if m.num_layers < p.pp:
-        yield Problem(
-            "parallel.pp",
-            f"{m.num_layers} layers cannot fill {p.pp} pipeline stages",
-            f"Use at most pp = {m.num_layers}.",
         )
 
 

@@ -56,6 +56,8 @@ class ModelConfig:
     yarn: YarnConfig = field(default_factory=YarnConfig)
     init_std: float = 0.006
     embed_init_std: float | None = None  # of the embedding; None: init_std, as in V3
+    # The head uses the tensor of the embedding, initial values included (V3: no): leave embed_init_std at null then.
+    tie_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class ParallelConfig:
     pp: int = 1  # pipeline ranks
     dp: int | None = None  # data-parallel ranks; None: world / pp under torchrun, else ep
     ep: int = 1  # expert-parallel ranks; divides dp
+    # Transformer layers of each pipeline stage, "3|4*14|2" (4*14: fourteen stages of 4). None: stages of even cost.
+    layers: str | None = None
     check_splits: bool = (
         False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
     )
@@ -74,7 +78,8 @@ class ParallelConfig:
 class ScheduleConfig:
     """Order of work in the pipeline."""
 
-    name: Literal["dualpipe", "1f1b"] = "dualpipe"
+    name: Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v"] = "dualpipe"
+    stages_per_rank: int = 2  # of interleaved_1f1b; the others have their own number
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,15 @@ def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Final norm, output projection and next-token loss. Passes the *normalised* hidden state on: MTP starts there."""
+    """Final norm, output projection and next-token loss. Passes the *normalised* hidden state on: MTP starts there.
+    ``tied`` is the embedding, where that is the output projection too."""
 
-    def __init__(self, context: ModelContext) -> None:
+    def __init__(self, context: ModelContext, tied: Weight | None = None) -> None:
         super().__init__()
         self.context, self.queue = context, context.queue
         self.final_norm = context.weight(context.model.hidden_size)
-        self.weight = context.weight(context.model.vocab_size, context.model.hidden_size)
+        shape = context.model.vocab_size, context.model.hidden_size
+        self.weight = context.weight(*shape) if tied is None else tied
 
     def normed(self, x_BTD: Tensor) -> Tensor:
         return forgettable_norm(x_BTD, self.final_norm, self.context)

@@ -48,7 +48,7 @@ class Stage(nn.Module):
             self.trunk += block.phases()
         self.mtp = nn.ModuleDict()
         if spec.last:
-            self.head = Head(context)
+            self.head = Head(context, self.embed if m.tie_embeddings else None)
             self.losses += (Phase("head", Role.ATTEND, self.head.loss),)
         for depth in range(spec.mtp_depth):
             module = MtpModule(context, depth, turns_TR, self.embed, self.head)
@@ -85,5 +85,6 @@ class Stage(nn.Module):
 
 
 def _table_name(name: str) -> str:
-    """The head's module keeps its two weights together; in the table they stand on their own."""
+    """The head's module keeps its two weights together; in the table they stand on their own. A tied head's matrix
+    goes by its first name, the embedding's."""
     return {"head.final_norm": "final_norm", "head.weight": "head"}.get(name, name)

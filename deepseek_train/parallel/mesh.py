@@ -11,9 +11,9 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from deepseek_train.parallel.exchange import ExpertGroup
-from deepseek_train.parallel.p2p import Channel, Links
+from deepseek_train.parallel.p2p import Links
 from deepseek_train.schedule.action import Placement
-from deepseek_train.schedule.dataflow import MessageKind
+from deepseek_train.schedule.lower import all_queues
 from deepseek_train.spec.layout import ParallelLayout
 
 
@@ -71,8 +71,7 @@ def make_mesh(
         return next((replica for replica in existing.values() if replica.ranks == ranks), new)
 
     pipeline = layout.pipeline_group(rank)
-    channels = {kind: Channel(down=group(pipeline), up=group(pipeline)) for kind in MessageKind}
-    links = Links(channels, ranks=pipeline, me=layout.pp_rank(rank))
+    links = Links({queue: group(pipeline) for queue in all_queues()}, pipeline, layout.pp_rank(rank))
     expert_group = ExpertGroup(
         group(layout.expert_group(rank)), layout.ep_rank(rank), layout.ep, check_splits
     )

@@ -1,11 +1,12 @@
 """Point-to-point links of a pipeline: for each pair of ranks and each kind of message one first-in-first-out channel.
 
-Activations and gradients have channels of their own: in an overlapped pair either may be ready first. There are four
-process groups, for each kind one for messages to higher ranks and one for messages to lower ranks, so that on NCCL the
-two directions between a pair of neighbours never wait for each other in one stream.
+Activations and gradients have channels of their own: in an overlapped pair either may be ready first. The process group
+of a message is that of its queue (``schedule.lower.queue_of``), so that on NCCL nothing waits behind what it has
+nothing to do with.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepseek_train.schedule.dataflow import MessageKind
+from deepseek_train.schedule.lower import Queue, queue_of
 
 
 @dataclass(frozen=True)
@@ -28,30 +30,21 @@ class Arriving:
         return self.buffer
 
 
-@dataclass(frozen=True)
-class Channel:
-    """The groups of one kind of message."""
-
-    down: dist.ProcessGroup  # to higher pipeline ranks
-    up: dist.ProcessGroup
-
-
 class Links:
     """This rank's links. ``ranks`` are the pipeline's global ranks, ``me`` its own index among them."""
 
-    def __init__(self, channels: dict[MessageKind, Channel], ranks: tuple[int, ...], me: int) -> None:
-        self._channels, self._ranks, self.me = channels, ranks, me
+    def __init__(self, groups: Mapping[Queue, dist.ProcessGroup], ranks: tuple[int, ...], me: int) -> None:
+        self._groups, self._ranks, self.me = groups, ranks, me
         self._sending: dict[tuple[int, MessageKind], deque[tuple[dist.Work, Tensor]]] = {}
 
     def send(self, tensor: Tensor, target: int, kind: MessageKind, window: int) -> None:
         """Starts sending to pipeline rank ``target`` and keeps ``tensor`` alive until it has left. With ``window``
-        sends already under way on the channel, waits for the oldest first (``schedule.lower.send_windows``)."""
+        sends already under way on the channel, waits for the oldest first (``schedule.windows``)."""
         queue = self._sending.setdefault((target, kind), deque())
         while queue and len(queue) >= window:  # a window of 0: the receive is sure to have been posted
             queue.popleft()[0].wait()
-        channel = self._channels[kind]
         tensor = tensor.contiguous()
-        group = channel.down if target > self.me else channel.up
+        group = self._groups[queue_of(kind, self.me, target)]
         work = dist.isend(tensor, self._ranks[target], group=group)
         assert work is not None
         queue.append((work, tensor))
@@ -60,9 +53,8 @@ class Links:
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, source: int, kind: MessageKind
     ) -> Arriving:
         """Posts the receive of the next tensor on the channel from pipeline rank ``source``."""
-        channel = self._channels[kind]
         buffer = torch.empty(shape, dtype=dtype, device=device)
-        group = channel.down if source < self.me else channel.up
+        group = self._groups[queue_of(kind, source, self.me)]
         work = dist.irecv(buffer, self._ranks[source], group=group)
         assert work is not None
         return Arriving(buffer, work)

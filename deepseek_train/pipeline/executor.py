@@ -21,8 +21,9 @@ from deepseek_train.pipeline.trace import Trace
 from deepseek_train.pipeline.values import Boundary, LossScales, PipelineStage, Ran
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule
 from deepseek_train.schedule.dataflow import actions_of, input_of, output_of
-from deepseek_train.schedule.lower import Instruction, Program, Receive, Send, lower, sends_in_flight
+from deepseek_train.schedule.lower import Instruction, Program, Receive, Send, lower
 from deepseek_train.schedule.overlap import FIGURE_4, PROFILE, Order, interleave
+from deepseek_train.schedule.windows import send_windows
 
 
 class PreparedSchedule:
@@ -32,7 +33,7 @@ class PreparedSchedule:
         self.pp_rank = pp_rank
         self.placement: Placement = schedule.placement
         self.program: Program = lower(schedule)[pp_rank]
-        self.windows = {link: n for link, n in sends_in_flight(schedule).items() if link[0] == pp_rank}
+        self.windows = {link: n for link, n in send_windows(schedule).items() if link[0] == pp_rank}
 
 
 class StepFailed(RuntimeError):

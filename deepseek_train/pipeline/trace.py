@@ -84,10 +84,12 @@ class Trace:
 
     @contextmanager
     def chunk(self, *halves: Action) -> Iterator[None]:
-        """The time of one step; the halves of a pair share it."""
-        start = self._clock.now()
+        """The time of one step, from its first phase on: waiting for what it needs is not work. The halves of a pair
+        share it."""
+        before = len(self._phases)
         yield
         end = self._clock.now()
+        start = self._phases[before][3] if len(self._phases) > before else end
         self._chunks += [(action, len(halves) == 2, start, end) for action in halves]
 
     @contextmanager

@@ -4,13 +4,13 @@ from collections import deque
 from typing import assert_never
 
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule, Step
+from deepseek_train.schedule.check_programs import check_programs
 from deepseek_train.schedule.dataflow import Deadlock, actions_of, dependency_order
+from deepseek_train.schedule.faults import ScheduleError, fault
+from deepseek_train.schedule.lower import lower
+from deepseek_train.schedule.windows import send_windows
 
-_SHOWN = 6  # steps shown on either side of a fault
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot run. The message shows the rank's row with an arrow under the fault."""
+__all__ = ["ScheduleError", "check"]
 
 
 def check(schedule: Schedule) -> None:
@@ -20,7 +20,9 @@ def check(schedule: Schedule) -> None:
     - every stage runs every micro-batch forward once, and backward once (B, or I and later W); a schedule
       without any backward is complete as well (evaluation);
     - a rank's weight gradients run in the order they were queued, and none is left over;
-    - ranks that follow their rows and wait only for messages all reach the end.
+    - ranks that follow their rows and wait only for messages all reach the end, none in a circle of waits;
+    - so do the programs the executor runs: on both ends of a link messages are sent and received in the same order,
+      each once, and senders that wait for old sends are never in each other's way (``check_programs``).
     """
     placement, steps_R = schedule.placement, schedule.steps_R
     _check_placement(placement, len(steps_R))
@@ -29,9 +31,9 @@ def check(schedule: Schedule) -> None:
         row = _Row(placement, rank)
         for index, step in enumerate(steps):
             if problem := row.take(step):
-                raise _error(schedule, rank, index, problem)
+                raise fault(schedule.name, rank, steps, index, problem)
         if missing := row.missing(trains):
-            raise _error(schedule, rank, len(steps), missing)
+            raise fault(schedule.name, rank, steps, len(steps), missing)
     try:
         for _ in dependency_order(schedule):
             pass
@@ -39,7 +41,9 @@ def check(schedule: Schedule) -> None:
         rank, (index, message) = min(deadlock.waits.items())
         others = ", ".join(f"{r} at {steps_R[r][i]}" for r, (i, _) in deadlock.waits.items() if r != rank)
         others = f"; also stuck, rank {others}" if others else ""
-        raise _error(schedule, rank, index, f"deadlock: waits for ever for the {message}{others}") from None
+        problem = f"deadlock: waits for ever for the {message}{others}"
+        raise fault(schedule.name, rank, steps_R[rank], index, problem) from None
+    check_programs(schedule, lower(schedule), send_windows(schedule))
 
 
 class _Row:
@@ -126,13 +130,3 @@ def _check_placement(placement: Placement, num_rows: int) -> None:
             raise ScheduleError(
                 f"stage {stage} is placed on rank {outside[0]}, of only {placement.num_ranks} ranks"
             )
-
-
-def _error(schedule: Schedule, rank: int, index: int, problem: str) -> ScheduleError:
-    steps = schedule.steps_R[rank]
-    first, end = max(0, index - _SHOWN), index + _SHOWN + 1
-    label = f"rank {rank}: " + ("... " if first else "")
-    before, shown = ([str(step) for step in part] for part in (steps[first:index], steps[index:end]))
-    line = label + " ".join(before + shown) + (" ..." if end < len(steps) else "")
-    arrow = " " * len(label + "".join(word + " " for word in before)) + "^"
-    return ScheduleError(f"{schedule.name}, rank {rank}, step {index}: {problem}\n{line}\n{arrow}")

@@ -21,7 +21,7 @@ class Durations:
     forward: Seconds
     backward_input: Seconds
     backward_weight: Seconds
-    overlapped: Seconds  # a whole pair; the stage is its forward's
+    overlapped: Seconds  # a whole pair with both halves in this stage; of two stages: ``seconds``
     latency: float = 0.0  # of a message to another rank
 
 
@@ -90,12 +90,28 @@ def _peak(schedule: Schedule, change: Callable[[Action], int]) -> tuple[int, ...
     return tuple(max(accumulate(changes, initial=0)) for changes in changes_R)
 
 
+def seconds(step: Step, durations: Durations) -> float:
+    """How long a step takes. A pair of two stages takes its halves' own times less the mean of what pairing saves
+    in either stage, so that a light forward does not make a heavy backward cheap."""
+    match step:
+        case Action():
+            return _alone(step, durations)
+        case Pair(forward, backward):
+            ahead = (_alone(half, durations) for half in (forward, Action(backward.stage, Kind.FORWARD, 0)))
+            behind = (_alone(half, durations) for half in (backward, Action(forward.stage, Kind.BACKWARD, 0)))
+            overlapped = (_of_stage(durations.overlapped, half.stage) for half in (forward, backward))
+            (f, other_f), (b, other_b) = ahead, behind
+            return max(f, b, (sum(overlapped) + (f - other_f) + (b - other_b)) / 2)
+        case _:
+            assert_never(step)
+
+
 def _spans(rank: int, step: Step, start: float, durations: Durations) -> list[Span]:
     match step:
         case Action(stage, kind, microbatch):
             return [Span(rank, kind, stage, microbatch, start, start + _alone(step, durations))]
         case Pair(forward, backward):
-            total = _of_stage(durations.overlapped, forward.stage)
+            total = seconds(step, durations)
             alone = _alone(forward, durations), _alone(backward, durations)
             middle = start + (total * alone[0] / sum(alone) if sum(alone) else 0.0)
             return [

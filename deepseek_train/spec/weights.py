@@ -114,9 +114,12 @@ def layer(m: ModelConfig, index: int) -> tuple[WeightSpec, ...]:
 
 
 def head(m: ModelConfig) -> tuple[WeightSpec, ...]:
+    """A tied head has no matrix of its own, here and in what is published."""
+    norm = _gain("final_norm", m.hidden_size, "model.norm.weight")
     return (
-        _gain("final_norm", m.hidden_size, "model.norm.weight"),
-        _whole("head", (m.vocab_size, m.hidden_size), "lm_head.weight"),
+        (norm,)
+        if m.tie_embeddings
+        else (norm, _whole("head", (m.vocab_size, m.hidden_size), "lm_head.weight"))
     )
 
 

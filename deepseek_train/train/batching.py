@@ -13,15 +13,16 @@ from deepseek_train.spec.layout import ParallelLayout
 def microbatches_for(config: RunConfig, layout: ParallelLayout, tokens: int) -> int:
     """Micro-batches of one pipeline in the step that starts at ``tokens``: the batch-size curve, rounded down to what
     the schedule can run. 0: the batch is too small for the layout."""
-    batch = round(value_at(config.optim.batch_size, tokens))
+    batch, schedule = round(value_at(config.optim.batch_size, tokens)), config.schedule
     count = batch // (layout.dp * config.train.microbatch_size)
-    while count > 0 and problems(config.schedule.name, layout.pp, count):
+    while count > 0 and problems(schedule.name, layout.pp, count, schedule.stages_per_rank):
         count -= 1
     return count
 
 
 def eval_microbatches(config: RunConfig) -> int:
-    """Micro-batches of one pipeline in an evaluation: as configured, rounded up to an even number (both directions)."""
+    """Micro-batches of one pipeline in an evaluation: as configured, rounded up to an even number, which is all that
+    any placement asks for (both directions)."""
     return config.train.eval_microbatches + config.train.eval_microbatches % 2
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.config.schema import ModelConfig, RunConfig
+from deepseek_train.config.schema import ModelConfig, RunConfig, ScheduleConfig
 from deepseek_train.data.loader import TokenSource
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
@@ -26,10 +26,11 @@ from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.catalog import make_schedule, placement_of
 from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.spec.layout import ParallelLayout
-from deepseek_train.spec.stages import StageSpec, split_layers, stage_weights
+from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
 from deepseek_train.train.preflight import open_source
+from deepseek_train.train.stage_plan import plan_stages
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -64,7 +65,7 @@ class Job:
         return self.mesh.layout
 
     def training_schedule(self, num_microbatches: int) -> PreparedSchedule:
-        return _prepare(self.config.schedule.name, self.layout.pp, num_microbatches, self.mesh.pp_rank)
+        return _prepare(self.config.schedule, self.layout.pp, num_microbatches, self.mesh.pp_rank)
 
     def router_biases(self) -> Iterator[tuple[int, Tensor]]:
         """(layer, balance bias) of every MoE layer on this rank."""
@@ -74,9 +75,10 @@ class Job:
 
 
 @lru_cache(maxsize=8)
-def _prepare(name: str, num_ranks: int, num_microbatches: int, pp_rank: int) -> PreparedSchedule:
+def _prepare(config: ScheduleConfig, num_ranks: int, num_microbatches: int, pp_rank: int) -> PreparedSchedule:
     """Batch sizes come back step after step: lowering a schedule anew each time would cost more than some steps."""
-    return PreparedSchedule(make_schedule(name, num_ranks, num_microbatches), pp_rank)
+    schedule = make_schedule(config.name, num_ranks, num_microbatches, config.stages_per_rank)
+    return PreparedSchedule(schedule, pp_rank)
 
 
 def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
@@ -84,8 +86,9 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     adopt_process_group()
     model, dtype = config.model, DTYPES[config.precision.params]
     # Evaluation's placement: stages are where training has them, whatever the number of micro-batches.
-    placement = placement_of(config.schedule.name, layout.pp, eval_microbatches(config))
-    specs = split_layers(model, placement.num_stages)
+    name, stages_per_rank = config.schedule.name, config.schedule.stages_per_rank
+    placement = placement_of(name, layout.pp, eval_microbatches(config), stages_per_rank)
+    specs = plan_stages(config, layout.pp)
     mesh = make_mesh(
         layout,
         placement,

@@ -18,6 +18,7 @@ from deepseek_train.schedule.catalog import problems as schedule_problems
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+from deepseek_train.train.stage_plan import pipeline_problems
 
 # A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
 _FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed", "data")
@@ -39,7 +40,7 @@ def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
     layout = resolve_layout(config, world_size)
     return [
         *_layout(config, layout, world_size),
-        *_batch(config, layout),
+        *_pipeline(config, layout),
         *_folder(config),
         *data_problems(config, layout),
     ]
@@ -71,25 +72,33 @@ def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -
     return found
 
 
+def _pipeline(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
+    """The schedule, where the layers go, and whether batches are large enough for it."""
+    found = pipeline_problems(config, layout.pp)
+    # A batch is measured against a schedule that can run: not before parallel.pp is right.
+    return found if any(p.where == "parallel.pp" for p in found) else [*found, *_batch(config, layout)]
+
+
 def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
-    unit = layout.dp * config.train.microbatch_size
-    starts = [0, *(segment.until for segment in config.optim.batch_size.segments)]
-    if pipeline := schedule_problems(config.schedule.name, layout.pp, 2 * layout.pp):
-        return [Problem("parallel.pp", "; ".join(pipeline), "Or write schedule=1f1b.")]
-    for tokens in starts:
+    schedule, size, segments = config.schedule, config.train.microbatch_size, config.optim.batch_size.segments
+    needed = next(
+        m for m in count(1) if not schedule_problems(schedule.name, layout.pp, m, schedule.stages_per_rank)
+    )
+    given = [
+        ("start", 0),
+        *((f"segments[{i}].to", s.until) for i, s in enumerate(segments) if s.to is not None),
+    ]
+    found = []
+    for key, tokens in given:
         if not microbatches_for(config, layout, tokens):
-            needed = next(m for m in count(1) if not schedule_problems(config.schedule.name, layout.pp, m))
             what = (
-                f"the batch at {tokens} tokens is too small for {config.schedule.name}: {layout.pp} pipeline ranks "
-                f"need {needed} micro-batches of {config.train.microbatch_size} sequences on each of {layout.dp} "
-                "data-parallel ranks"
+                f"the batch at {tokens} tokens is too small for {schedule.name}: {layout.pp} pipeline ranks need "
+                f"{needed} micro-batches of {size} sequences on each of {layout.dp} data-parallel ranks"
             )
-            mend = f"Write optim.batch_size.start={needed * unit} or more"
-            if config.train.microbatch_size > 1:
-                mend += ", or a smaller train.microbatch_size"
-            mend += "."
-            return [Problem("optim.batch_size", what, mend)]
-    return []
+            smaller = ", or a smaller train.microbatch_size" if size > 1 else ""
+            mend = f"Write optim.batch_size.{key}={needed * layout.dp * size} or more{smaller}."
+            found.append(Problem("optim.batch_size", what, mend))
+    return found
 
 
 def _folder(config: RunConfig) -> list[Problem]:

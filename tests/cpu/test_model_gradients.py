@@ -29,6 +29,7 @@ SCALES = LossScales(main=1.0, mtp=0.3, balance=0.7)
 MODELS = {
     "compressed queries": tiny(),
     "yarn, direct queries, two mtp modules": tiny(yarn=YARN, q_lora_rank=None, mtp_depth=2),
+    "tied head": tiny(tie_embeddings=True),
 }
 
 

@@ -24,6 +24,7 @@ MODELS = {
     "direct queries": tiny(q_lora_rank=None),
     "yarn, direct queries, two shared experts": tiny(yarn=YARN, q_lora_rank=None, num_shared_experts=2),
     "all layers with experts": tiny(num_dense_layers=0),
+    "tied head": tiny(tie_embeddings=True),
 }
 # FP32 rounds at 6e-8 and a logit passes some hundred roundings. Measured against the same model in FP64, ours
 # and transformers' are each up to 2e-6 away.

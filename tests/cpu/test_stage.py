@@ -1,5 +1,7 @@
 """Modules against the table of weights, for every number of stages."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,16 +11,20 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
 from deepseek_train.parallel.exchange import ExpertGroup
-from deepseek_train.phases.phase import fold
-from deepseek_train.phases.wgrad import Weight, WeightGradQueue
-from deepseek_train.spec.stages import split_layers, stage_weights
-from tests.helpers.models import random_batch, tiny, whole_model
+from deepseek_train.phases.tape import Tape
+from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads
+from deepseek_train.spec.stages import StageSpec, split_layers, stage_weights
+from tests.helpers.models import main_grads, random_batch, tiny, whole_model
 
+LENGTH = 10
 MODELS = {
     "v3": tiny(num_layers=5),
     "no mtp, direct queries": tiny(num_layers=5, mtp_depth=0, q_lora_rank=None),
     "deep mtp, no shared experts": tiny(num_layers=5, mtp_depth=3, num_shared_experts=0),
     "all dense": tiny(num_layers=5, num_dense_layers=5),
+    "tied head": tiny(num_layers=5, tie_embeddings=True),
+    "tied head, no mtp": tiny(num_layers=5, mtp_depth=0, tie_embeddings=True),
 }
 
 
@@ -27,7 +33,7 @@ def on_rank(rank: int, size: int) -> ExpertGroup:
     return ExpertGroup(group=None, rank=rank, size=size)
 
 
-@pytest.mark.parametrize("num_stages", range(1, 6))
+@pytest.mark.parametrize("num_stages", range(1, 8))  # 7: only the inner stages have layers
 @pytest.mark.parametrize("m", MODELS.values(), ids=MODELS)
 def test_modules_hold_exactly_the_weights_of_the_table(m: ModelConfig, num_stages: int) -> None:
     for spec in split_layers(m, num_stages):
@@ -52,22 +58,61 @@ def test_every_parameter_is_a_weight_of_the_queue() -> None:
     assert len(stage.weights()) == len(list(stage.parameters()))
 
 
-@pytest.mark.parametrize("num_stages", [1, 2, 3])
-def test_stages_in_a_row_compute_the_whole_model(num_stages: int) -> None:
-    m, length = tiny(), 10
-    batch, value = random_batch(m, 2, length), random_batch(m, 2, length)
-    for spec in split_layers(m, num_stages):
-        stage = Stage(ModelContext(m, WeightGradQueue()), spec, length)
+@pytest.mark.parametrize(
+    ("num_stages", "layers"), [(2, "1|2"), (2, "3|0"), (2, "0|3"), (3, "1*3"), (3, "0|3|0"), (5, "0|1*3|0")]
+)
+@pytest.mark.parametrize("m", MODELS.values(), ids=MODELS)
+def test_stages_in_a_row_compute_the_whole_model(m: ModelConfig, num_stages: int, layers: str) -> None:
+    """Losses bit for bit; gradients too, but for the embedding's, whose uses on two stages are added up."""
+    m = replace(m, num_layers=3, num_dense_layers=min(3, m.num_dense_layers))
+    stages = built(m, split_layers(m, num_stages, layers=layers))
+    (whole,) = built(m, split_layers(m, 1))
+    ledger, expected = train(stages, random_batch(m, 2, LENGTH)), train([whole], random_batch(m, 2, LENGTH))
+    assert torch.equal(ledger.main, expected.main)
+    assert ledger.mtp is expected.mtp is None or torch.equal(ledger.mtp, expected.mtp)
+
+    found: dict[str, list[Tensor]] = {}
+    for stage in stages:
+        for name, gradient in main_grads(stage).items():
+            found.setdefault(name, []).append(gradient)
+    assert found.keys() == main_grads(whole).keys()
+    for name, gradient in main_grads(whole).items():
+        if name == "embed":
+            assert len(found[name]) == (2 if m.mtp_depth or m.tie_embeddings else 1)
+            assert all(part.any() for part in found[name])
+            assert (sum(found[name]) - gradient).abs().max() <= 1e-14 * gradient.abs().max()
+        else:
+            assert torch.equal(found[name][0], gradient), name
+
+
+def built(m: ModelConfig, specs: tuple[StageSpec, ...]) -> list[Stage]:
+    stages = [Stage(ModelContext(m, WeightGradQueue(), dtype=torch.float64), spec, LENGTH) for spec in specs]
+    for stage in stages:
         init_stage(stage, m, seed=7)
-        with torch.no_grad():
-            left = stage(value)
-        value = type(left)(left.x_BTD, batch)
-    whole = Stage(ModelContext(m, WeightGradQueue()), split_layers(m, 1)[0], length)
-    init_stage(whole, m, seed=7)
-    with torch.no_grad():
-        expected = fold(whole.phases, batch)
-    assert torch.equal(left.ledger.main, expected.ledger.main)
-    assert torch.equal(left.ledger.mtp, expected.ledger.mtp)
+        allocate_main_grads(list(stage.weights().values()), torch.float64)
+    return stages
+
+
+def train(stages: list[Stage], batch: MicroBatch) -> Ledger:
+    """One micro-batch forward and backward through all stages, all losses counting; the last stage's ledger."""
+    value: MicroBatch | Hidden = batch
+    tapes: list[tuple[Stage, Tape, Hidden]] = []
+    for stage in stages:
+        tape = Tape()
+        if isinstance(value, Hidden):
+            value = Hidden(value.x_BTD.detach().requires_grad_(), batch if stage.spec.last else None)
+        for phase in stage.phases:
+            value = tape.run(phase, value)
+        assert isinstance(value, Hidden)
+        tapes.append((stage, tape, value))
+    gradient: Tensor | None = None
+    for stage, tape, left in reversed(tapes):
+        losses = (left.ledger.main, left.ledger.mtp, left.ledger.balance)
+        tape.seed([gradient, *(torch.ones_like(loss) for loss in losses if loss is not None)])
+        while len(tape):
+            gradient, *_ = tape.backward() or [None]
+        stage.context.queue.run_open()
+    return tapes[-1][2].ledger
 
 
 def test_initial_weights_do_not_depend_on_the_split() -> None:
@@ -113,3 +158,19 @@ def test_a_shared_embedding_is_one_tensor() -> None:
     first = Stage(context, first_spec, 8)
     last = Stage(context, last_spec, 8, embedding=first.embed)
     assert last.weights()["embed"] is first.weights()["embed"]
+
+
+def test_a_tied_head_is_the_embedding() -> None:
+    """One tensor on one stage, under the embedding's name and with its initial values; logits are products with it."""
+    m = tiny(tie_embeddings=True, embed_init_std=0.5)
+    (whole,) = built(m, split_layers(m, 1))
+    weights = whole.weights()
+    assert "head" not in weights
+    assert whole.head.weight is weights["embed"]
+    assert weights["embed"].std().item() == pytest.approx(0.5, rel=0.1)
+    first, last = built(m, split_layers(m, 2))
+    assert torch.equal(last.weights()["embed"], first.weights()["embed"])
+    x_BTD = torch.randn(2, LENGTH, m.hidden_size, dtype=torch.float64)
+    normed = x_BTD / (x_BTD.square().mean(-1, keepdim=True) + m.norm_eps).sqrt()  # gains are 1
+    logits = torch.einsum("btd,vd->btv", normed, first.weights()["embed"])
+    assert (last.logits(Hidden(x_BTD)) - logits).abs().max() < 1e-12

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 
 from deepseek_train.parallel.mesh import ReplicaGroup, make_mesh
-from deepseek_train.parallel.p2p import Channel, Links
+from deepseek_train.parallel.p2p import Links
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.dataflow import MessageKind
+from deepseek_train.schedule.lower import all_queues
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import split_layers
 from tests.dist.grid import Case
@@ -170,8 +171,7 @@ PATIENCE = 0.3  # seconds that a receiver is late, each time
 
 def links_of(rank: int, world_size: int) -> Links:
     ranks = list(range(world_size))
-    channels = {KIND: Channel(down=dist.new_group(ranks), up=dist.new_group(ranks))}
-    return Links(channels, tuple(ranks), rank)
+    return Links({queue: dist.new_group(ranks) for queue in all_queues()}, tuple(ranks), rank)
 
 
 def message(source: int, number: int) -> torch.Tensor:

@@ -68,6 +68,7 @@ def hf_config(m: ModelConfig, **kind: Any) -> DeepseekV3Config:
         rms_norm_eps=m.norm_eps,
         rope_parameters=rope,
         num_mtp_layers=0,
+        tie_word_embeddings=m.tie_embeddings,
         use_cache=False,
         **kind,
     )

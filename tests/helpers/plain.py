@@ -46,7 +46,8 @@ class Plain:
         return PlainLosses(main, torch.stack(mtp).mean(), torch.stack(self.balance).sum() / len(tokens))
 
     def cross_entropy(self, x: Tensor, labels: Tensor) -> Tensor:
-        logits = x @ self.w["lm_head.weight"].T
+        head = "model.embed_tokens.weight" if self.m.tie_embeddings else "lm_head.weight"
+        logits = x @ self.w[head].T
         return -torch.log_softmax(logits, -1).gather(-1, labels.unsqueeze(-1)).mean()
 
     def norm(self, x: Tensor, name: str) -> Tensor:

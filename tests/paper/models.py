@@ -40,4 +40,5 @@ def models(draw: st.DrawFn) -> ModelConfig:
         expert_groups_per_token=1,
         routed_scale=1.0,
         mtp_depth=draw(st.integers(0, 3)),
+        tie_embeddings=draw(st.booleans()),
     )

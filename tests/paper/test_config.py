@@ -127,13 +127,16 @@ def test_yaml_leaves_1e_4_a_text_and_it_is_still_a_float() -> None:
 
 def test_choices() -> None:
     (problem,) = problems_of(RunConfig, mapping(schedule__name="dualpip"))
-    assert problem.what == "'dualpip' is not one of dualpipe, 1f1b"
+    assert (
+        problem.what
+        == "'dualpip' is not one of gpipe, 1f1b, interleaved_1f1b, zb_h1, zb_v, dualpipe, dualpipe_v"
+    )
     assert problem.mend == "Did you mean 'dualpipe'?"
     assert parse(MonitorConfig, yaml.safe_load("wandb: off")).wandb == "off"
 
 
 def test_missing_keys_and_all_problems_at_once() -> None:
-    broken = mapping(model__num_layers="x", schedule__name="gpipe", trian=1)
+    broken = mapping(model__num_layers="x", schedule__name="zb_h3", trian=1)
     del broken["data"]["path"], broken["train"]
     problems = problems_of(RunConfig, broken)
     assert {p.where for p in problems} == {"model.num_layers", "schedule.name", "trian", "data.path", "train"}

@@ -43,7 +43,7 @@ from tests.paper.runs import run_config
         ({"parallel__pp": 0}, "parallel.pp", "at least 1"),
         ({"parallel__dp": 6, "parallel__ep": 4}, "parallel.ep", "does not divide data-parallel size 6"),
         ({"parallel__ep": 3}, "parallel.ep", "16 routed experts do not divide evenly over 3"),
-        ({"parallel__pp": 8}, "parallel.pp", "4 layers cannot fill 8"),
+        ({"schedule__stages_per_rank": 0}, "schedule.stages_per_rank", "at least 1"),
         ({"optim__beta2": 1.0}, "optim.beta2", "not in [0, 1)"),
         ({"optim__beta1": -0.1}, "optim.beta1", "not in [0, 1)"),
         ({"optim__batch_size": {"start": 0}}, "optim.batch_size", "falls to 0"),

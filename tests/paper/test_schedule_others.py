@@ -1,18 +1,22 @@
-"""1F1B, forward only, and the catalog."""
+"""Rows of the one-directional schedules, worked out by hand, and forward only."""
 
 from itertools import product
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from deepseek_train.schedule.action import Action, Kind, Placement, Schedule
-from deepseek_train.schedule.catalog import make_schedule, placement_of, problems
+from deepseek_train.schedule.action import Action, Kind, Schedule
+from deepseek_train.schedule.catalog import placement_of
 from deepseek_train.schedule.check import check
+from deepseek_train.schedule.dualpipe_v import dualpipe_v
 from deepseek_train.schedule.forward_only import forward_only
+from deepseek_train.schedule.gpipe import gpipe
+from deepseek_train.schedule.interleaved import interleaved
 from deepseek_train.schedule.one_f_one_b import one_f_one_b
-from deepseek_train.schedule.simulate import Durations, peak_activations, simulate
+from deepseek_train.schedule.simulate import Durations, simulate
 from deepseek_train.schedule.text import to_text
+from deepseek_train.schedule.zb_h1 import zb_h1
+from deepseek_train.schedule.zb_v import zb_v
 from tests.paper.schedules import V_PLACEMENT, evaluation_schedules
 
 
@@ -24,20 +28,49 @@ def test_rows_of_1f1b() -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 16), st.integers(1, 64))
-def test_1f1b_runs_with_any_size_and_keeps_no_more_than_the_ranks_behind_it(
-    num_ranks: int, num_microbatches: int
-) -> None:
-    schedule = one_f_one_b(num_ranks, num_microbatches)
-    check(schedule)
-    expected = tuple(min(num_ranks - rank, num_microbatches) for rank in range(num_ranks))
-    assert peak_activations(schedule) == expected
+def test_rows_of_gpipe() -> None:
+    assert to_text(gpipe(2, 3)).splitlines()[1:] == [
+        "rank 0: 0F0 0F1 0F2 0B0 0B1 0B2",
+        "rank 1: 1F0 1F1 1F2 1B0 1B1 1B2",
+    ]
 
 
-def test_1f1b_refuses_nothing_to_do() -> None:
-    with pytest.raises(ValueError, match="at least one micro-batch, got 0: use 1 or more"):
-        one_f_one_b(2, 0)
+def test_rows_of_zb_h1() -> None:
+    """Rank r lets r weight gradients wait; 1F1B's order otherwise."""
+    assert to_text(zb_h1(3, 4)).splitlines()[1:] == [
+        "rank 0: 0F0 0F1 0F2 0I0 0W0 0F3 0I1 0W1 0I2 0W2 0I3 0W3",
+        "rank 1: 1F0 1F1 1I0 1F2 1I1 1W0 1F3 1I2 1W1 1I3 1W2 1W3",
+        "rank 2: 2F0 2I0 2F1 2I1 2F2 2I2 2W0 2F3 2I3 2W1 2W2 2W3",
+    ]
+
+
+def test_rows_of_interleaved_1f1b() -> None:
+    """Two ranks, two stages each, five micro-batches: groups of 3 and 2."""
+    assert to_text(interleaved(2, 5)).splitlines()[1:] == [
+        "rank 0: 0F0 0F1 0F2 2F0 2F1 2F2 2B0 0F3 2B1 0F4 2B2 2F3 0B0 2F4 0B1 0B2 2B3 2B4 0B3 0B4",
+        "rank 1: 1F0 1F1 1F2 3F0 3B0 3F1 3B1 3F2 3B2 1F3 1B0 1F4 1B1 3F3 1B2 3F4 3B3 3B4 1B3 1B4",
+    ]
+
+
+def test_interleaved_with_one_stage_a_rank_is_1f1b() -> None:
+    assert interleaved(4, 7, 1).steps_R == one_f_one_b(4, 7).steps_R
+
+
+def test_rows_of_zb_v() -> None:
+    """DualPipeV's rows (see below) with pairs apart, backward first, and weight gradients as late as they fit."""
+    assert to_text(zb_v(2, 4)).splitlines()[1:] == [
+        "rank 0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 3W1 0F3 0I0 0W0 3F2 3I2 3W2 0I1 0W1 3F3 "
+        "3I3 0I2 3W3 0I3 0W2 0W3",
+        "rank 1: 1F0 2F0 1F1 2F1 2I0 2W0 1F2 1I0 1W0 2F2 2I1 2W1 1F3 1I1 1W1 2F3 2I2 1I2 2I3 1I3 2W2 1W2 2W3 1W3",
+    ]
+
+
+def test_rows_of_dualpipe_v() -> None:
+    """By hand from the eight steps (V3_SPEC B.3 and B.7): R=2, M=4."""
+    assert to_text(dualpipe_v(2, 4)).splitlines()[1:] == [
+        "rank 0: 0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3&3B1 3F2&0B0 3B2 3F3&0B1 3B3 0I2 0W2 0I3 0W3",
+        "rank 1: 1F0 2F0 1F1 2F1 1F2 2B0 2F2&1B0 1F3&2B1 2F3&1B1 2B2 1B2 2I3 1I3 2W3 1W3",
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -60,32 +93,3 @@ def test_forward_only_from_both_ends_idles_no_longer_than_one_fill(num_ranks: in
     placement = placement_of("dualpipe", num_ranks, 4 * num_ranks)
     timeline = simulate(forward_only(placement), Durations(1.0, 1.0, 1.0, 3.0))
     assert timeline.makespan() <= 4 * num_ranks + num_ranks - 1
-
-
-def test_the_catalog_makes_what_its_placement_says() -> None:
-    for name in ("dualpipe", "1f1b"):
-        schedule = make_schedule(name, 4, 8)
-        assert schedule.name == name
-        assert schedule.placement == placement_of(name, 4, 8)
-        assert problems(name, 4, 8) == []
-
-
-def test_the_catalog_lists_all_problems_at_once() -> None:
-    found = problems("dualpipe", 5, 7)
-    assert [mend in found[i] for i, mend in enumerate(("use 6 ranks", "use 8", "use 10 or more"))] == [
-        True
-    ] * 3
-    assert len(problems("1f1b", 0, 0)) == 2
-
-
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    assert problems("zb", 4, 8) == ["no schedule is named 'zb': use one of dualpipe, 1f1b"]
-    for call in (make_schedule, placement_of):
-        with pytest.raises(ValueError, match="use one of dualpipe, 1f1b"):
-            call("zb", 4, 8)
-
-
-def test_placement_knows_the_copies_of_a_stage() -> None:
-    placement: Placement = placement_of("dualpipe", 4, 8)
-    assert placement.holders_of(1) == (1, 2)
-    assert placement.stages_of(3) == (0, 3)

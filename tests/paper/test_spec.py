@@ -1,11 +1,11 @@
-"""The table of weights and the split of layers into stages."""
+"""The table of weights."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from deepseek_train.config.schema import ModelConfig
-from deepseek_train.spec.stages import split_layers, stage_weights
 from deepseek_train.spec.weights import (
     all_weights,
     count_active_parameters,
@@ -77,38 +77,12 @@ def test_kinds_of_weights() -> None:
     assert experts == {"experts"}
 
 
-@given(models(), st.data())
-def test_stages_cover_all_layers_once_in_order(m: ModelConfig, data: st.DataObject) -> None:
-    num_stages = data.draw(st.integers(1, m.num_layers))
-    stages = split_layers(m, num_stages)
-    assert [s.index for s in stages] == list(range(num_stages))
-    assert [i for s in stages for i in s.layers] == list(range(m.num_layers))
-    assert all(s.layers for s in stages)
-    assert [s.first for s in stages] == [True] + [False] * (num_stages - 1)
-    assert [s.last for s in stages] == [False] * (num_stages - 1) + [True]
-    assert [s.mtp_depth for s in stages[:-1]] == [0] * (num_stages - 1)
-    assert stages[-1].mtp_depth == m.mtp_depth
-
-
-@given(models(), st.data())
-def test_stages_are_as_even_as_they_can_be(m: ModelConfig, data: st.DataObject) -> None:
-    """Counting an MTP module as a layer: no stage exceeds the fair share rounded up, unless the modules
-    do."""
-    num_stages = data.draw(st.integers(1, m.num_layers))
-    load = [len(s.layers) + s.mtp_depth for s in split_layers(m, num_stages)]
-    fair = -(-(m.num_layers + m.mtp_depth) // num_stages)
-    assert max(load) <= max(fair, m.mtp_depth + 1)
-
-
-@given(models(), st.data())
-def test_stages_together_hold_the_table(m: ModelConfig, data: st.DataObject) -> None:
-    """Each weight once, but the embedding twice where the last stage embeds tokens for MTP."""
-    num_stages = data.draw(st.integers(1, m.num_layers))
-    held = [w.name for s in split_layers(m, num_stages) for w in stage_weights(m, s)]
-    twice = ["embed"] if m.mtp_depth and num_stages > 1 else []
-    assert sorted(held) == sorted([w.name for w in all_weights(m)] + twice)
-
-
-def test_v3_on_sixteen_stages() -> None:
-    sizes = [len(s.layers) for s in split_layers(shipped("deepseek_v3"), 16)]
-    assert sizes == [4] * 14 + [3, 2]
+@given(models())
+def test_a_tied_head_has_no_matrix_of_its_own(m: ModelConfig) -> None:
+    tied, untied = (all_weights(replace(m, tie_embeddings=tie)) for tie in (True, False))
+    assert {w.name for w in untied} - {w.name for w in tied} == {"head"}
+    assert len(untied) == len(tied) + 1
+    assert {piece.name for w in untied for piece in w.hf} - {piece.name for w in tied for piece in w.hf} == {
+        "lm_head.weight"
+    }
+    assert count_parameters(untied) - count_parameters(tied) == m.vocab_size * m.hidden_size
