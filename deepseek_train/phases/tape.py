@@ -75,7 +75,6 @@ class Tape:
 
     def _compute(self, phase: Phase, value: Any) -> Any:
         if phase.recompute:
-            value = _detached(value)
             with torch.enable_grad():  # tells which results are differentiable
                 result = _detached(phase.run(value))
             self._segments.append(_Forgotten(phase, value))
