@@ -143,6 +143,12 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
     yield from _positive("checkpoint", ("keep",), run.checkpoint)
     counts = ("gpus_per_node", "timeout_seconds", "rendezvous_seconds", "threads_per_rank")
     yield from _positive("cluster", counts, run.cluster)
+    if "block" in run.train.recompute and set(run.train.recompute) != {"block"}:
+        yield Problem(
+            "train.recompute",
+            f"'block' beside {', '.join(k for k in run.train.recompute if k != 'block')}: it already forgets those",
+            "Write [block] alone, or leave it out.",
+        )
     for where, value in (
         ("checkpoint.every", run.checkpoint.every),
         ("train.eval_every", run.train.eval_every),

@@ -8,6 +8,10 @@ slice of a ``RunConfig``, never the whole.
 from dataclasses import dataclass, field
 from typing import Literal
 
+# Activations that the backward pass can compute once more instead of keeping them (V3 report section 3.2.3):
+# results of RMSNorms; queries, keys, values; results of SwiGLU; or all inside a block but what enters its phases.
+Forgettable = Literal["norm", "mla_up", "swiglu", "block"]
+
 
 @dataclass(frozen=True)
 class YarnConfig:
@@ -144,6 +148,7 @@ class TrainConfig:
 
     total_tokens: int
     microbatch_size: int = 1  # sequences per micro-batch
+    recompute: tuple[Forgettable, ...] = ()  # changes memory and time, not a bit of the result
     eval_every: int = 0  # steps; 0: only at the end
     eval_microbatches: int = 8  # micro-batches per data-parallel rank in one evaluation
     sample_prompt: str = ""  # continuation printed at the end; empty: none

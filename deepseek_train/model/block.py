@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.experts import Experts
 from deepseek_train.model.mla import LatentAttention
-from deepseek_train.model.norm import rms_norm
+from deepseek_train.model.norm import forgettable_norm
 from deepseek_train.model.router import Router, balance_loss
 from deepseek_train.model.swiglu import FeedForward
 from deepseek_train.model.values import Attended, Computed, Sent
@@ -31,17 +31,17 @@ class _Attention(nn.Module):
 
     def __init__(self, context: ModelContext, turns_TR: Tensor) -> None:
         super().__init__()
-        self.m, self.queue, self.turns_TR = context.model, context.queue, turns_TR
+        self.m, self.context, self.turns_TR = context.model, context, turns_TR
         self.attention_norm = context.weight(self.m.hidden_size)
         self.attention = LatentAttention(context)
         self.ffn_norm = context.weight(self.m.hidden_size)
 
     def attended(self, x_BTD: Tensor) -> Tensor:
-        normed = rms_norm(x_BTD, self.attention_norm, self.m.norm_eps, self.queue)
+        normed = forgettable_norm(x_BTD, self.attention_norm, self.context)
         return x_BTD + self.attention(normed, self.turns_TR[: x_BTD.shape[1]])
 
     def ffn_input(self, x_BTD: Tensor) -> Tensor:
-        return rms_norm(x_BTD, self.ffn_norm, self.m.norm_eps, self.queue)
+        return forgettable_norm(x_BTD, self.ffn_norm, self.context)
 
 
 class DenseBlock(_Attention):
@@ -52,9 +52,10 @@ class DenseBlock(_Attention):
         self.ffn = FeedForward(context, self.m.dense_ffn_size)
 
     def phases(self) -> Row:
+        whole = self.context.recompute.of_blocks
         return (
-            Phase("attend", Role.ATTEND, self.attend),
-            Phase("feed_forward", Role.EXPERTS, self.feed_forward),
+            Phase("attend", Role.ATTEND, self.attend, whole),
+            Phase("feed_forward", Role.EXPERTS, self.feed_forward, whole),
         )
 
     def attend(self, hidden: Hidden) -> Hidden:
@@ -76,11 +77,12 @@ class MoeBlock(_Attention):
         self.experts = Experts(context)
 
     def phases(self) -> Row:
+        whole = self.context.recompute.of_blocks
         return (
-            Phase("attend", Role.ATTEND, self.attend),
+            Phase("attend", Role.ATTEND, self.attend, whole),
             Phase("pack", Role.DISPATCH, self.pack),
             Move("dispatch", Role.DISPATCH),
-            Phase("experts", Role.EXPERTS, self.compute),
+            Phase("experts", Role.EXPERTS, self.compute, whole),
             Move("combine", Role.COMBINE),
             Phase("unpack", Role.COMBINE, self.unpack),
         )

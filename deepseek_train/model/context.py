@@ -1,23 +1,26 @@
 """What every module of a stage is built with: passed down, never global."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.parallel.exchange import ALONE, ExpertGroup
+from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 
 
 @dataclass(frozen=True)
 class ModelContext:
-    """Architecture, where weight gradients wait, who shares the experts, and what weights are made of."""
+    """Architecture, where weight gradients wait, who shares the experts, what weights are made of, and
+    which activations are not kept."""
 
     model: ModelConfig
     queue: WeightGradQueue
     experts: ExpertGroup = ALONE
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+    recompute: Recomputation = field(default_factory=Recomputation)
 
     def weight(self, *shape: int) -> Weight:
         """An uninitialised weight; ``init`` fills it."""

@@ -13,14 +13,14 @@ from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 class _Embed(Function):
     @staticmethod
     def forward(ctx: Any, tokens_BT: Tensor, weight: Weight, queue: WeightGradQueue) -> Tensor:
-        ctx.save_for_backward(tokens_BT, weight)
-        ctx.queue = queue
+        ctx.save_for_backward(tokens_BT)
+        ctx.weight, ctx.queue = weight, queue
         return functional.embedding(tokens_BT, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[None, None, None]:
-        tokens_BT, weight = ctx.saved_tensors
+        (tokens_BT,), weight = ctx.saved_tensors, ctx.weight
 
         def weight_gradient() -> None:
             rows = dy.flatten(0, -2).to(weight.main_grad.dtype)

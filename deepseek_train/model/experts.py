@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import grouped_linear
-from deepseek_train.model.swiglu import swiglu
+from deepseek_train.model.swiglu import forgettable_swiglu
 from deepseek_train.parallel.expert.flat import Dispatched, expand, reduce
 
 
@@ -18,7 +18,7 @@ class Experts(nn.Module):
         super().__init__()
         d, f = context.model.hidden_size, context.model.expert_ffn_size
         count = context.model.num_routed_experts // context.experts.size
-        self.queue = context.queue
+        self.context, self.queue = context, context.queue
         self.gate_up = context.weight(count, 2 * f, d)
         self.down = context.weight(count, d, f)
 
@@ -26,5 +26,6 @@ class Experts(nn.Module):
         """Weighted sum over this rank's experts for every received row: y_RD."""
         rows_E = dispatched.plan.rows_E
         x_AD, weights_A = expand(dispatched)
-        h_AF = swiglu(grouped_linear(x_AD, self.gate_up, rows_E, self.queue), weights_A)
+        gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue)
+        h_AF = forgettable_swiglu(self.context, gate_up_AF, weights_A)
         return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), dispatched.plan)

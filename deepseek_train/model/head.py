@@ -15,7 +15,7 @@ from deepseek_train.model.block import MoeBlock
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.embed import embed
 from deepseek_train.model.linear import linear
-from deepseek_train.model.norm import rms_norm, wide
+from deepseek_train.model.norm import forgettable_norm, rms_norm, wide
 from deepseek_train.phases.phase import Phase, Row
 from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.wgrad import Weight
@@ -54,13 +54,13 @@ class Head(nn.Module):
 
     def __init__(self, context: ModelContext, tied: Weight | None = None) -> None:
         super().__init__()
-        self.eps, self.queue = context.model.norm_eps, context.queue
+        self.context, self.queue = context, context.queue
         self.final_norm = context.weight(context.model.hidden_size)
         shape = context.model.vocab_size, context.model.hidden_size
         self.weight = context.weight(*shape) if tied is None else tied
 
     def normed(self, x_BTD: Tensor) -> Tensor:
-        return rms_norm(x_BTD, self.final_norm, self.eps, self.queue)
+        return forgettable_norm(x_BTD, self.final_norm, self.context)
 
     def logits(self, normed_BTD: Tensor) -> Tensor:
         return linear(normed_BTD, self.weight, self.queue)
@@ -83,7 +83,7 @@ class MtpModule(nn.Module):
     ) -> None:
         super().__init__()
         m = context.model
-        self.m, self.depth, self.queue = m, depth, context.queue
+        self.m, self.depth, self.context = m, depth, context
         self.embed_norm = context.weight(m.hidden_size)
         self.hidden_norm = context.weight(m.hidden_size)
         self.join = context.weight(m.hidden_size, 2 * m.hidden_size)
@@ -102,20 +102,24 @@ class MtpModule(nn.Module):
 
     def joined(self, hidden: Hidden) -> Hidden:
         assert hidden.batch is not None
-        eps, length, start = self.m.norm_eps, hidden.x_BTD.shape[1], self.depth + 1
-        embedded = embed(hidden.batch.tokens[:, start : start + length], self.shared[0], self.queue)
-        both = torch.cat(
+        length, start, queue = hidden.x_BTD.shape[1], self.depth + 1, self.context.queue
+        embedded_BTD = embed(hidden.batch.tokens[:, start : start + length], self.shared[0], queue)
+        both = self.context.recompute.region("norm", self._normed, embedded_BTD, hidden.x_BTD)
+        return hidden.moved_to(linear(both, self.join, queue))
+
+    def _normed(self, embedded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
+        eps, queue = self.m.norm_eps, self.context.queue
+        return torch.cat(
             [
-                rms_norm(embedded, self.embed_norm, eps, self.queue),
-                rms_norm(hidden.x_BTD, self.hidden_norm, eps, self.queue),
+                rms_norm(embedded_BTD, self.embed_norm, eps, queue),
+                rms_norm(x_BTD, self.hidden_norm, eps, queue),
             ],
             -1,
         )
-        return hidden.moved_to(linear(both, self.join, self.queue))
 
     def logits(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised hidden state and logits."""
-        normed_BTD = rms_norm(x_BTD, self.final_norm, self.m.norm_eps, self.queue)
+        normed_BTD = forgettable_norm(x_BTD, self.final_norm, self.context)
         return normed_BTD, self.shared[1].logits(normed_BTD)
 
     def loss(self, hidden: Hidden) -> Hidden:

@@ -25,14 +25,14 @@ fused_accumulate: Callable[[Tensor, Tensor, Tensor], None] | None = wgrad_gemm_a
 class _Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Weight, queue: WeightGradQueue) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.queue = queue
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.queue = weight, queue
         return x @ weight.to(x.dtype).t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         ctx.queue.add(lambda: accumulate(weight.main_grad, dy.flatten(0, -2), x.flatten(0, -2)))
         return dy @ weight.to(dy.dtype) if ctx.needs_input_grad[0] else None, None, None
 
@@ -42,8 +42,8 @@ class _GroupedLinear(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Weight, rows_E: tuple[int, ...], queue: WeightGradQueue
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.rows_E, ctx.queue = rows_E, queue
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.rows_E, ctx.queue = weight, rows_E, queue
         y = x.new_empty(x.shape[0], weight.shape[1])
         for part, out, w in zip(x.split(rows_E), y.split(rows_E), weight, strict=True):
             torch.mm(part, w.t(), out=out)
@@ -52,8 +52,7 @@ class _GroupedLinear(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
-        x, weight = ctx.saved_tensors
-        rows_E = ctx.rows_E
+        (x,), weight, rows_E = ctx.saved_tensors, ctx.weight, ctx.rows_E
 
         def weight_gradients() -> None:
             for grad, d, part in zip(weight.main_grad, dy.split(rows_E), x.split(rows_E), strict=True):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import linear
-from deepseek_train.model.norm import rms_norm
+from deepseek_train.model.norm import forgettable_norm
 from deepseek_train.model.rope import rotate, softmax_scale
 
 
@@ -20,7 +20,7 @@ class LatentAttention(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         m = self.m = context.model
-        self.queue, self.scale = context.queue, softmax_scale(m)
+        self.context, self.queue, self.scale = context, context.queue, softmax_scale(m)
         weight = context.weight
         q_out = m.num_heads * (m.qk_nope_head_dim + m.qk_rope_head_dim)
         if m.q_lora_rank is None:
@@ -36,31 +36,55 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, turns_TR: Tensor) -> Tensor:
         """Attention output [B, T, D]; ``turns_TR`` from ``rope.rotations``."""
+        m, queue, context = self.m, self.queue, self.context
+        q_latent = x_BTD
+        if m.q_lora_rank is not None:
+            q_latent = forgettable_norm(linear(x_BTD, self.q_a, queue), self.q_a_norm, context)
+        latent, k_rope = linear(x_BTD, self.kv_a, queue).split([m.kv_lora_rank, m.qk_rope_head_dim], -1)
+        kv_latent = forgettable_norm(latent, self.kv_a_norm, context)
+
+        def up(q_latent: Tensor, kv_latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
+            return aligned(*self._heads(q_latent, kv_latent, k_rope, turns_TR))
+
+        q, k, v = context.recompute.region("mla_up", up, q_latent, kv_latent, k_rope)
+        # Where heads were padded, this is a copy of what attention itself has saved.
+        out_BTO = context.recompute.region(
+            "mla_up", lambda out: out[..., : m.v_head_dim].flatten(-2), causal(q, k, v, self.scale)
+        )
+        return linear(out_BTO, self.o, queue)
+
+    def _heads(
+        self, q_BTC: Tensor, kv_BTC: Tensor, k_rope_BTR: Tensor, turns_TR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents to queries, keys and values of all heads: q_BTHQ, k_BTHQ, v_BTHV."""
         m, queue = self.m, self.queue
-        if m.q_lora_rank is None:
-            q = linear(x_BTD, self.q, queue)
-        else:
-            latent_BTC = rms_norm(linear(x_BTD, self.q_a, queue), self.q_a_norm, m.norm_eps, queue)
-            q = linear(latent_BTC, self.q_b, queue)
+        q = linear(q_BTC, self.q if m.q_lora_rank is None else self.q_b, queue)
         q_nope, q_rope = q.unflatten(-1, (m.num_heads, -1)).split(
             [m.qk_nope_head_dim, m.qk_rope_head_dim], -1
         )
-
-        latent_BTC, k_rope = linear(x_BTD, self.kv_a, queue).split([m.kv_lora_rank, m.qk_rope_head_dim], -1)
-        kv = linear(rms_norm(latent_BTC, self.kv_a_norm, m.norm_eps, queue), self.kv_b, queue)
-        k_nope, v_BTHV = kv.unflatten(-1, (m.num_heads, -1)).split([m.qk_nope_head_dim, m.v_head_dim], -1)
-
-        k_rope = rotate(k_rope.unsqueeze(2), turns_TR).expand(-1, -1, m.num_heads, -1)
-        q_BTHQ = torch.cat([q_nope, rotate(q_rope, turns_TR)], -1)
-        k_BTHQ = torch.cat([k_nope, k_rope], -1)
-        out_BTHV = attend(q_BTHQ, k_BTHQ, v_BTHV, self.scale)
-        return linear(out_BTHV.flatten(-2), self.o, queue)
+        kv = linear(kv_BTC, self.kv_b, queue).unflatten(-1, (m.num_heads, -1))
+        k_nope, v_BTHV = kv.split([m.qk_nope_head_dim, m.v_head_dim], -1)
+        k_rope = rotate(k_rope_BTR.unsqueeze(2), turns_TR).expand(-1, -1, m.num_heads, -1)
+        return torch.cat([q_nope, rotate(q_rope, turns_TR)], -1), torch.cat([k_nope, k_rope], -1), v_BTHV
 
 
 def attend(q_BTHQ: Tensor, k_BTHQ: Tensor, v_BTHV: Tensor, scale: float) -> Tensor:
     """Causal softmax(q k^T scale) v, softmax in FP32: [B, T, H, V]."""
-    # The fused kernels want keys and values of one size. Columns of zeros change no product; values are cut again.
-    size, value_size = max(q_BTHQ.shape[-1], v_BTHV.shape[-1]), v_BTHV.shape[-1]
-    q, k, v = (functional.pad(t, (0, size - t.shape[-1])).transpose(1, 2) for t in (q_BTHQ, k_BTHQ, v_BTHV))
+    return causal(*aligned(q_BTHQ, k_BTHQ, v_BTHV), scale)[..., : v_BTHV.shape[-1]]
+
+
+def aligned(q_BTHQ: Tensor, k_BTHQ: Tensor, v_BTHV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with heads of one size, as the fused kernels want them. Columns of zeros change no product."""
+    size = max(q_BTHQ.shape[-1], v_BTHV.shape[-1])
+    q, k, v = (
+        t if t.shape[-1] == size else functional.pad(t, (0, size - t.shape[-1]))
+        for t in (q_BTHQ, k_BTHQ, v_BTHV)
+    )
+    return q, k, v
+
+
+def causal(q_BTHQ: Tensor, k_BTHQ: Tensor, v_BTHQ: Tensor, scale: float) -> Tensor:
+    """Causal attention of heads of one size: [B, T, H, Q]."""
+    q, k, v = (t.transpose(1, 2) for t in (q_BTHQ, k_BTHQ, v_BTHQ))
     out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return out.transpose(1, 2)[..., :value_size]
+    return out.transpose(1, 2)

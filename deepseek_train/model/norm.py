@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from deepseek_train.model.context import ModelContext
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 
 
@@ -20,14 +21,14 @@ class _RmsNorm(Function):
     def forward(ctx: Any, x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
         scale = (length.square() / x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, gain, scale)
-        ctx.queue = queue
+        ctx.save_for_backward(x, scale)
+        ctx.gain, ctx.queue = gain, queue
         return (x * scale).to(x.dtype).mul_(gain)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        x, gain, scale = ctx.saved_tensors
+        (x, scale), gain = ctx.saved_tensors, ctx.gain
         normed = x * scale
         d_normed = (dy * gain).to(scale.dtype)
         along = (d_normed * normed).mean(-1, keepdim=True)
@@ -45,3 +46,9 @@ def rms_norm(x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Ten
     """Normalises the last axis of ``x``; result in the dtype of ``x``. V3 report section 2.1; the weight multiplies
     after the cast, as in the published inference code."""
     return _RmsNorm.apply(x, gain, eps, queue)
+
+
+def forgettable_norm(x: Tensor, gain: Weight, context: ModelContext) -> Tensor:
+    """``rms_norm`` in a model: what it gives is a region of recomputation."""
+    eps, queue = context.model.norm_eps, context.queue
+    return context.recompute.region("norm", lambda x: rms_norm(x, gain, eps, queue), x)

@@ -21,13 +21,14 @@ class Router(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         m = self.m = context.model
-        self.queue = context.queue
+        self.context, self.queue = context, context.queue
         self.weight = context.weight(m.num_routed_experts, m.hidden_size)
         self.register_buffer("bias", torch.zeros(m.num_routed_experts, device=context.device))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Scores in (0, 1), FP32 [B, T, E]."""
-        return linear(x_BTD.to(wide(x_BTD.dtype)), self.weight, self.queue).sigmoid()
+        wide_BTD = self.context.recompute.region("norm", lambda x: x.to(wide(x.dtype)), x_BTD)
+        return linear(wide_BTD, self.weight, self.queue).sigmoid()
 
     def route(self, scores_BTE: Tensor) -> TokenRouting:
         """Top-K by score + bias among the kept groups; weights are the selected scores, normalised and scaled."""

@@ -54,6 +54,7 @@ class Stage(nn.Module):
             module = MtpModule(context, depth, turns_TR, self.embed, self.head)
             self.mtp[str(depth)] = module
             self.losses += module.phases()
+        self.trunk, self.losses = context.recompute.row(self.trunk), context.recompute.row(self.losses)
 
     @property
     def phases(self) -> Row:

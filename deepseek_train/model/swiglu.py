@@ -49,15 +49,23 @@ def swiglu(gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:
     return _SwiGlu.apply(gate_up, weight_N)
 
 
+def forgettable_swiglu(context: ModelContext, gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:
+    """``swiglu`` in a model: what it gives is a region of recomputation."""
+    return context.recompute.region(
+        "swiglu", swiglu, *((gate_up,) if weight_N is None else (gate_up, weight_N))
+    )
+
+
 class FeedForward(nn.Module):
     """W_down swiglu(W_gate_up x): the FFN of dense layers and the shared expert."""
 
     def __init__(self, context: ModelContext, inner: int) -> None:
         super().__init__()
         hidden = context.model.hidden_size
-        self.queue = context.queue
+        self.context, self.queue = context, context.queue
         self.gate_up = context.weight(2 * inner, hidden)
         self.down = context.weight(hidden, inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(swiglu(linear(x, self.gate_up, self.queue)), self.down, self.queue)
+        y = forgettable_swiglu(self.context, linear(x, self.gate_up, self.queue))
+        return linear(y, self.down, self.queue)

@@ -2,7 +2,8 @@
 
 Each phase runs on detached copies of its inputs, so its autograd graph is its own. The backward pass walks the
 segments from last to first, whenever the schedule says; nothing hooks into autograd and no thread is involved.
-Outputs are remembered by their place in the graph alone: a chunk's result is not kept after it was sent.
+Inputs and outputs are remembered by their place in the graph alone: what no function has saved for its backward is
+not kept.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from deepseek_train.phases.parcel import Parcel, Pending, Route, arrived, depart
@@ -28,6 +30,22 @@ class _Returning:
 
     def arrived(self) -> Gradients:
         return [*self.stayed, *self.pending.wait()]
+
+
+class _Source(Function):
+    """Tensors from outside as the beginning of a graph; ``home`` takes their gradients. (Leaves would do, but hold
+    their data as long as the graph lives.) ``anchor`` stands for what requires the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, home: Gradients, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.home = home
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.detach() for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        ctx.home[:] = gradients
+        return (None,) * (2 + len(gradients))
 
 
 class _Segment(Protocol):
@@ -56,14 +74,13 @@ class Tape:
                 assert_never(phase)
 
     def _compute(self, phase: Phase, value: Any) -> Any:
-        leaves = [t.detach().requires_grad_() for t in differentiable(value)]
-        inputs = with_tensors(value, iter(leaves))
-        with torch.enable_grad():
-            result = phase.run(inputs)
         if phase.recompute:
-            self._segments.append(_Forgotten(phase, inputs, leaves))
-            return with_tensors(result, (t.detach().requires_grad_() for t in differentiable(result)))
-        self._segments.append(_Computed(leaves, [get_gradient_edge(t) for t in differentiable(result)]))
+            with torch.enable_grad():  # tells which results are differentiable
+                result = _detached(phase.run(value))
+            self._segments.append(_Forgotten(phase, value))
+        else:
+            segment, result = _record(phase, value)
+            self._segments.append(segment)
         return result
 
     def __len__(self) -> int:
@@ -94,14 +111,30 @@ class Tape:
 
 @dataclass(frozen=True)
 class _Computed:
-    leaves: list[Tensor]
+    inputs: Gradients  # where they arrive
     outputs: list[GradientEdge]
 
     def backward(self, gradients: Gradients) -> Gradients:
         pairs = [(o, g) for o, g in zip(self.outputs, gradients, strict=True) if g is not None]
         if pairs:
             torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-        return [leaf.grad for leaf in self.leaves]
+        return self.inputs
+
+
+def _record(phase: Phase, value: Any) -> tuple[_Computed, Any]:
+    """Runs ``phase`` with a graph of its own: that, and the result."""
+    outside = [t.detach() for t in differentiable(value)]
+    home: Gradients = [None] * len(outside)
+    with torch.enable_grad():
+        if outside:
+            anchor = torch.zeros((), requires_grad=True)
+            value = with_tensors(value, iter(_Source.apply(anchor, home, *outside)))
+        result = phase.run(value)
+    return _Computed(home, [get_gradient_edge(t) for t in differentiable(result)]), result
+
+
+def _detached(value: Any) -> Any:
+    return with_tensors(value, (t.detach().requires_grad_() for t in differentiable(value)))
 
 
 @dataclass(frozen=True)
@@ -109,14 +142,10 @@ class _Forgotten:
     """A phase of which only the inputs were kept."""
 
     phase: Phase
-    inputs: Any
-    leaves: list[Tensor]
+    value: Any
 
     def backward(self, gradients: Gradients) -> Gradients:
-        with torch.enable_grad():
-            result = self.phase.run(self.inputs)
-        outputs = [get_gradient_edge(t) for t in differentiable(result)]
-        return _Computed(self.leaves, outputs).backward(gradients)
+        return _record(self.phase, self.value)[0].backward(gradients)
 
 
 class _Moved:

@@ -18,6 +18,7 @@ from deepseek_train.optim.quiet_deepspeed import adopt_process_group
 from deepseek_train.optim.zero1 import Zero1
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.parallel.rendezvous import Place
+from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary
@@ -102,7 +103,8 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         timeout_seconds=config.cluster.timeout_seconds,
     )
     queue = WeightGradQueue()
-    context = ModelContext(model, queue, mesh.expert_group, place.device, dtype)
+    recompute = Recomputation(frozenset(config.train.recompute))
+    context = ModelContext(model, queue, mesh.expert_group, place.device, dtype, recompute)
     stages = _build_stages(config, context, [specs[s] for s in placement.stages_of(mesh.pp_rank)])
     boundary = Boundary(
         (config.train.microbatch_size, config.data.sequence_length, model.hidden_size), dtype, place.device

@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.config.schema import ModelConfig, ScheduleConfig
+from deepseek_train.config.schema import Forgettable, ModelConfig, ScheduleConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import WeightGroup
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.phases.phase import fold
+from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.parcel import arrived
@@ -72,12 +73,13 @@ class Case:
     dense: int = 1  # leading layers without experts
     placed: str | None = None  # layers of each stage; None: stages of even cost
     tied: bool = False
+    recompute: tuple[Forgettable, ...] = ()
 
     def __str__(self) -> str:
         names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
         placed = f"({self.placed})" if self.placed else ""
-        tied = "-tied" if self.tied else ""
-        return f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{tied}"
+        kinds = "".join(f"-{kind}" for kind in self.recompute) + ("-tied" if self.tied else "")
+        return f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{kinds}"
 
     @property
     def layout(self) -> ParallelLayout:
@@ -178,7 +180,8 @@ def on_grid(case: Case, rank: int, dtype: torch.dtype) -> OnGrid:
     embeds = tuple(spec.index for spec in specs if spec.embeds)
     mesh = make_mesh(case.layout, placement, rank, embeds=embeds, check_splits=True)
     queue = WeightGradQueue()
-    context = ModelContext(m, queue, experts=mesh.expert_group, dtype=dtype)
+    recompute = Recomputation(frozenset(case.recompute))
+    context = ModelContext(m, queue, experts=mesh.expert_group, dtype=dtype, recompute=recompute)
     stages: dict[int, Stage] = {}
     embedding: Weight | None = None
     for index in placement.stages_of(mesh.pp_rank):

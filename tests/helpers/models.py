@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_train.config.schema import ModelConfig, YarnConfig
+from deepseek_train.config.schema import Forgettable, ModelConfig, YarnConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
+from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads
 from deepseek_train.spec.stages import split_layers
@@ -46,12 +47,18 @@ def tiny(**changes: Any) -> ModelConfig:
 
 
 def whole_model(
-    m: ModelConfig, *, length: int, dtype: torch.dtype = torch.float32, grads: torch.dtype | None = None
+    m: ModelConfig,
+    *,
+    length: int,
+    dtype: torch.dtype = torch.float32,
+    grads: torch.dtype | None = None,
+    recompute: frozenset[Forgettable] = frozenset(),
 ) -> Stage:
     """All layers as one stage, with norm gains around 1 and router biases around 0 instead of exactly
     there."""
     (spec,) = split_layers(m, 1)
-    stage = Stage(ModelContext(m, WeightGradQueue(), dtype=dtype), spec, length)
+    context = ModelContext(m, WeightGradQueue(), dtype=dtype, recompute=Recomputation(recompute))
+    stage = Stage(context, spec, length)
     init_stage(stage, m, seed=1)
     disturb(stage, seed=2)
     allocate_main_grads(list(stage.weights().values()), grads or torch.float32)

@@ -56,6 +56,7 @@ from tests.paper.runs import run_config
         ),
         ({"optim__eps": 0.0}, "optim.eps", "not a positive number"),
         ({"optim__eps": float("nan")}, "optim.eps", "not a positive number"),
+        ({"train__recompute": ["norm", "block"]}, "train.recompute", "'block' beside norm"),
         ({"train__sample_tokens": -1}, "train.sample_tokens", "negative"),
         ({"data__validation_percent": 0}, "data.validation_percent", "nothing to evaluate"),
         ({"data__validation_percent": 100}, "data.validation_percent", "nothing to train"),

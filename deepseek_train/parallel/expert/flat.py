@@ -5,9 +5,12 @@ stands here is local and differentiable. Legend: see ``plan``.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from deepseek_train.parallel.exchange import Exchange, ExpertGroup
 from deepseek_train.parallel.expert.plan import DispatchPlan
@@ -53,8 +56,23 @@ def unpack(y_SD: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensor:
     return y_SD if group.size == 1 else _summed(y_SD, plan.sent_to_token_S, plan.num_tokens)
 
 
+class _Sum(Function):
+    """Saves the map alone. (``index_add`` itself would keep its rows, for their shape.)"""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:
+        ctx.save_for_backward(rows_to_sums)
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        sums = rows.new_zeros(num_sums, rows.shape[-1], dtype=wide)
+        return sums.index_add_(0, rows_to_sums, rows.to(wide)).to(rows.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        (rows_to_sums,) = ctx.saved_tensors
+        return dy.index_select(0, rows_to_sums), None, None
+
+
 def _summed(rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:
     """Sums of rows, accumulated in FP32 (FP64 for FP64 rows), rounded once."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    sums = rows.new_zeros(num_sums, rows.shape[-1], dtype=wide)
-    return sums.index_add(0, rows_to_sums, rows.to(wide)).to(rows.dtype)
+    return _Sum.apply(rows, rows_to_sums, num_sums)
