@@ -1,10 +1,10 @@
-"""``key=value`` arguments to a dataclass of plain fields."""
+"""``key=value`` arguments to a dataclass of plain fields, or of such dataclasses (``times.forward=1``)."""
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,14 +23,15 @@ class UsageError(ValueError):
 def parse_key_values(
     kind: type[T], arguments: Sequence[str], check: Callable[[T], Sequence[str]], prefix: str = ""
 ) -> T:
-    """A ``kind`` (dataclass of str, int, float, or one of these or None) from ``[prefix]key=value``.
+    """A ``kind`` (dataclass of str, int, float, ``float | tuple[float, ...]`` written 1.5 or [1,2,1], or one of these
+    or None; a field that is itself such a dataclass has keys ``field.key``) from ``[prefix]key=value``.
 
     ``check`` returns what is wrong with the values themselves.
 
     Raises:
         UsageError: unknown, repeated or missing keys, and wrong values; all at once.
     """
-    known: dict[str, Any] = {field.name: field for field in fields(kind)}
+    known = dict(_leaves(kind))
     required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     values: dict[str, Any] = {}
     named: set[str] = set()
@@ -58,22 +59,44 @@ def parse_key_values(
     ]
     if missing:
         raise UsageError(problems)
-    parsed = kind(**values)
+    parsed: T = _build(kind, values)
     problems += check(parsed)
     if problems:
         raise UsageError(problems)
     return parsed
 
 
+def _leaves(kind: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            yield from _leaves(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+def _build(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    made = {}
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            made[field.name] = _build(field.type, values, f"{prefix}{field.name}.")
+        elif prefix + field.name in values:
+            made[field.name] = values[prefix + field.name]
+    return kind(**made)
+
+
 def _convert(text: str, kind: Any) -> Any:
     accepted = get_args(kind) or (kind,)
     if NoneType in accepted and text.lower() in ("none", "null"):
         return None
-    to = next(option for option in accepted if option is not NoneType)
+    lists = any(get_origin(option) is tuple for option in accepted)
+    to = next(option for option in accepted if option is not NoneType and get_origin(option) is not tuple)
     if to is str and not text:
         raise ValueError("the value is empty")
     try:
+        if lists and text[:1] + text[-1:] == "[]":
+            return tuple(to(part) for part in text[1:-1].split(","))
         return to(text)
     except ValueError as error:
         noun = {int: "a whole number", float: "a number"}[to]
-        raise ValueError(f"not {noun}{' or null' if NoneType in accepted else ''}") from error
+        also = (", nor a list like [1,2,1]" if lists else "") + (" or null" if NoneType in accepted else "")
+        raise ValueError(f"not {noun}{also}") from error

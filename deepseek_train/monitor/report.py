@@ -13,6 +13,7 @@ from pathlib import Path
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.machine import MachineFacts
 from deepseek_train.monitor.numbers import count, data_size, duration, percent
+from deepseek_train.monitor.pictures.lanes import draw_lanes
 from deepseek_train.monitor.pictures.load import (
     LoadHistory,
     draw_expert_load,
@@ -21,6 +22,7 @@ from deepseek_train.monitor.pictures.load import (
 )
 from deepseek_train.monitor.pictures.loss import draw_loss
 from deepseek_train.monitor.pictures.timeline import draw_timeline
+from deepseek_train.schedule.perfetto import write_trace
 from deepseek_train.schedule.timeline import Timeline
 
 _VALIDATION_ROWS = 20
@@ -53,7 +55,7 @@ class ReportFacts:
 
 
 def write_report(run_dir: Path, facts: ReportFacts) -> Path:
-    """Writes ``report.md`` and its pictures ``report/*.png`` into ``run_dir``; returns the former's path."""
+    """Writes ``report.md`` and its pictures and trace (``report/*``) into ``run_dir``; returns the former's path."""
     run_dir.mkdir(parents=True, exist_ok=True)
     load = load_history(facts.history.steps)
     sections = [
@@ -159,7 +161,21 @@ def _pipeline(run_dir: Path, facts: ReportFacts) -> list[str]:
         f"Measured on {timeline.num_ranks} pipeline ranks: {duration(timeline.makespan())} from the first "
         f"forward to the last backward, of which ranks were idle {percent(timeline.bubble_fraction())}."
     )
-    return [f"## {name}", words, _picture(run_dir, path, "What each pipeline rank did when")]
+    section = [f"## {name}", words, _picture(run_dir, path, "What each pipeline rank did when")]
+    if timeline.phases:
+        section += _lanes(run_dir, timeline, name)
+    return section
+
+
+def _lanes(run_dir: Path, timeline: Timeline, name: str) -> list[str]:
+    path = draw_lanes(timeline, run_dir / "report" / "lanes.png", f"Lanes of {name[0].lower()}{name[1:]}")
+    trace = write_trace(timeline, run_dir / "report" / "trace.json", name)
+    exposed = [timeline.exposed_communication(rank) for rank in range(timeline.num_ranks)]
+    words = (
+        f"Communication that no computation of its rank hid, in the whole step: {duration(max(exposed))} on the worst "
+        f"rank. All phases are in [{trace.name}]({trace.relative_to(run_dir).as_posix()}), for ui.perfetto.dev."
+    )
+    return [words, _picture(run_dir, path, "Compute and communication lanes during one pair")]
 
 
 def _sample(sample: Sample) -> list[str]:

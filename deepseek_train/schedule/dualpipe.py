@@ -1,14 +1,13 @@
 """DualPipe: micro-batches enter the pipeline at both ends at once (V3 report section 3.2.1, figure 5).
 
 Every rank holds two stages, r and P-1-r, one for each direction. What a rank does depends only on its
-distance h from the nearer end. Written from its own point of view, "0" is the direction that enters at the
-nearer end, "1" the other one, so the second half of the ranks is the mirror image of the first.
+distance h from the nearer end, so the second half of the ranks is the mirror image of the first.
 """
 
-from collections import deque
 from collections.abc import Iterator
 
-from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule, Step
+from deepseek_train.schedule.action import Placement, Schedule, Step
+from deepseek_train.schedule.eight_steps import Line, eight_steps
 
 
 def dualpipe(num_ranks: int, num_microbatches: int) -> Schedule:
@@ -61,50 +60,10 @@ def _placement_problems(num_ranks: int, num_microbatches: int) -> list[str]:
     return faults
 
 
-def _eight_steps(from_end: int, from_middle: int, num_main: int) -> Iterator[str]:
-    """The steps of a rank in its own words: ``F0`` a forward of the nearer direction, ``F0&B1`` a pair, ``I``
-    an input-only backward, ``W`` the oldest queued weight gradient.
-
-    ``from_end`` counts this rank and those outside it, ``from_middle`` the ranks between it and the middle.
-    """
-    # 1 to 3: fill; weight gradients of the first backwards wait so that their input gradients leave early
-    yield from ["F0"] * (2 * from_middle)
-    yield from ["F0", "F1"] * from_end
-    yield from ["I1", "W", "F1"] * from_middle
-    # 4: the main part; the middle ranks run their first two apart, which makes the bubble smaller
-    yield from ["F0&B1"] if from_middle else ["F0", "B1"]
-    yield from ["F1&B0", "F0&B1"] * (num_main - 1)
-    yield "F1&B0"
-    # 5 to 8: drain; half-way through step 6 weight gradients begin to wait again
-    yield from ["B1", "F1&B0"] * from_middle
-    yield from (["B1", "B0"] * from_end)[:from_end]
-    yield from (["I1", "I0"] * from_end)[from_end:]
-    yield from ["W", "I0"] * from_middle
-    yield from ["W"] * from_end
-
-
 def _steps(placement: Placement, rank: int) -> Iterator[Step]:
-    """Give the words of rank's eight steps their stages and micro-batches."""
     num_ranks, half = placement.num_ranks, placement.num_microbatches // 2
     from_end = min(rank, num_ranks - 1 - rank) + 1
-    second_half = rank >= num_ranks // 2
-    forwards, backwards = [0, half], [0, half]  # the next micro-batch of each direction
-    queue: deque[Action] = deque()
-
-    def bind(word: str) -> Action:
-        kind = Kind(word[0])
-        if kind is Kind.BACKWARD_WEIGHT:
-            oldest = queue.popleft()
-            return Action(oldest.stage, kind, oldest.microbatch)
-        direction = int(word[1]) ^ second_half
-        stage = num_ranks - 1 - rank if direction else rank
-        next_microbatch = forwards if kind is Kind.FORWARD else backwards
-        action = Action(stage, kind, next_microbatch[direction])
-        next_microbatch[direction] += 1
-        if kind is Kind.BACKWARD_INPUT:
-            queue.append(action)
-        return action
-
-    for words in _eight_steps(from_end, num_ranks // 2 - from_end, half - num_ranks + from_end):
-        forward, _, backward = words.partition("&")
-        yield Pair(bind(forward), bind(backward)) if backward else bind(forward)
+    lines = Line(rank, 0), Line(num_ranks - 1 - rank, half)
+    if rank >= num_ranks // 2:  # the nearer end is the last rank: direction 1 is line 0
+        lines = lines[::-1]
+    return eight_steps(from_end, num_ranks // 2 - from_end, half - num_ranks + from_end, lines)

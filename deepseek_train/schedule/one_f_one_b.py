@@ -2,36 +2,35 @@
 
 from collections.abc import Iterator
 
-from deepseek_train.schedule.action import Action, Kind, Placement, Schedule, Step
+from deepseek_train.schedule.action import Action, Kind, Schedule, Step
+from deepseek_train.schedule.placements import straight, too_small
 
 
 def one_f_one_b(num_ranks: int, num_microbatches: int) -> Schedule:
     """The schedule of P ranks and M micro-batches. Raises ValueError unless both are at least 1."""
-    placement = straight(num_ranks, num_microbatches)
-    return Schedule("1f1b", placement, tuple(tuple(_steps(placement, rank)) for rank in range(num_ranks)))
-
-
-def straight(num_ranks: int, num_microbatches: int) -> Placement:
-    """Stage s on rank s, one direction. Raises ValueError unless P >= 1 and M >= 1."""
     faults = problems(num_ranks, num_microbatches)
     if faults:
         raise ValueError("; ".join(faults))
-    return Placement(num_ranks, num_microbatches, tuple((stage,) for stage in range(num_ranks)))
+    rows = tuple(tuple(_steps(rank, num_ranks, num_microbatches)) for rank in range(num_ranks))
+    return Schedule("1f1b", straight(num_ranks, num_microbatches), rows)
 
 
 def problems(num_ranks: int, num_microbatches: int) -> list[str]:
     """Why 1F1B cannot run P ranks and M micro-batches, each with its mend; empty: it can."""
-    named = {"pipeline rank": num_ranks, "micro-batch": num_microbatches}
-    return [f"1F1B needs at least one {what}, got {n}: use 1 or more" for what, n in named.items() if n < 1]
+    return too_small("1F1B", num_ranks, num_microbatches)
 
 
-def _steps(placement: Placement, rank: int) -> Iterator[Step]:
-    count = placement.num_microbatches
-    warm_up = min(placement.num_ranks - 1 - rank, count)
-    forwards = [Action(rank, Kind.FORWARD, m) for m in range(count)]
-    backwards = [Action(rank, Kind.BACKWARD, m) for m in range(count)]
+def alternate(forwards: list[Action], backwards: list[Action], warm_up: int) -> Iterator[Action]:
+    """``warm_up`` forwards, then one forward and one backward in turn, then the backwards that are left."""
+    warm_up = min(warm_up, len(forwards))
     yield from forwards[:warm_up]
     for forward, backward in zip(forwards[warm_up:], backwards, strict=False):
         yield forward
         yield backward
-    yield from backwards[count - warm_up :]
+    yield from backwards[len(backwards) - warm_up :]
+
+
+def _steps(rank: int, num_ranks: int, num_microbatches: int) -> Iterator[Step]:
+    forwards = [Action(rank, Kind.FORWARD, m) for m in range(num_microbatches)]
+    backwards = [Action(rank, Kind.BACKWARD, m) for m in range(num_microbatches)]
+    yield from alternate(forwards, backwards, warm_up=num_ranks - 1 - rank)

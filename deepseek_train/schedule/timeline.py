@@ -1,5 +1,7 @@
 """When things happened: what simulating *and* running a schedule both yield."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deepseek_train.schedule.action import Kind
@@ -49,13 +51,53 @@ class Timeline:
 
     def busy(self, rank: int) -> float:
         """Seconds ``rank`` spent inside its spans; time that two of them share counts once."""
-        total, until = 0.0, float("-inf")
-        for start, end in sorted((s.start, s.end) for s in self.spans if s.rank == rank):
-            total += max(0.0, end - max(start, until))
-            until = max(until, end)
-        return total
+        return _length(_merged((s.start, s.end) for s in self.spans if s.rank == rank))
 
     def bubble_fraction(self) -> float:
         """Idle share of all ranks' time."""
         busy = sum(self.busy(rank) for rank in range(self.num_ranks))
         return 1.0 - busy / (self.num_ranks * self.makespan())
+
+    def exposed_communication(self, rank: int, begin: float = -math.inf, end: float = math.inf) -> float:
+        """Seconds between ``begin`` and ``end`` in which ``rank``'s communication lane was busy and its compute lane
+        was not: communication that no computation hid. 0 where no phases are known."""
+        return _length(self.exposed_intervals(rank, begin, end))
+
+    def exposed_intervals(
+        self, rank: int, begin: float = -math.inf, end: float = math.inf
+    ) -> list[tuple[float, float]]:
+        """(start, end) of ``exposed_communication``, in order."""
+        busy = {
+            lane: _merged(
+                (max(p.start, begin), min(p.end, end))
+                for p in self.phases
+                if p.rank == rank and p.lane is lane and p.end > begin and p.start < end
+            )
+            for lane in Lane
+        }
+        exposed = []
+        for start, stop in busy[Lane.COMMUNICATION]:
+            for hidden_from, hidden_to in busy[Lane.COMPUTE]:
+                if hidden_to <= start or hidden_from >= stop:
+                    continue
+                if start < hidden_from:
+                    exposed.append((start, hidden_from))
+                start = min(hidden_to, stop)
+            if start < stop:
+                exposed.append((start, stop))
+        return exposed
+
+
+def _merged(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times as ``intervals``, in order and apart."""
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _length(intervals: Iterable[tuple[float, float]]) -> float:
+    return sum(end - start for start, end in intervals)

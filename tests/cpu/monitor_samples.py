@@ -8,7 +8,9 @@ import numpy as np
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
 from deepseek_train.schedule.action import Kind
-from deepseek_train.schedule.timeline import Span, Timeline
+from deepseek_train.schedule.overlap import Lane
+from deepseek_train.schedule.rows import pairs
+from deepseek_train.schedule.timeline import PhaseSpan, Span, Timeline
 
 STEP = StepMetrics(
     step=120,
@@ -126,3 +128,33 @@ def make_timeline(ranks: int = 4, microbatches: int = 12, side_by_side: bool = F
         now = round(now + 0.1, 6)
     unit = 0.0123  # seconds
     return Timeline(ranks, tuple(replace(s, start=s.start * unit, end=s.end * unit) for s in spans))
+
+
+# of a pair of one layer: what is run, on which lane, from and to, in tenths of the pair
+_PAIR = (
+    ("experts", Kind.BACKWARD_INPUT, Lane.COMPUTE, 0, 2),
+    ("combine", Kind.FORWARD, Lane.COMMUNICATION, 0, 1.5),
+    ("dispatch", Kind.BACKWARD_INPUT, Lane.COMMUNICATION, 1.2, 3.5),  # both are under way
+    ("experts", Kind.BACKWARD_WEIGHT, Lane.COMPUTE, 2, 3),
+    ("attend", Kind.FORWARD, Lane.COMPUTE, 4, 6),  # 3 to 3.5 is exposed
+    ("dispatch", Kind.FORWARD, Lane.COMMUNICATION, 6, 7.5),
+    ("attend", Kind.BACKWARD_INPUT, Lane.COMPUTE, 6, 8),
+    ("experts", Kind.FORWARD, Lane.COMPUTE, 8, 10),
+)
+EXPOSED_SHARE = 0.05
+
+
+def with_phases(timeline: Timeline) -> Timeline:
+    """``timeline`` with the phases of ``_PAIR`` in each of its pairs; ``EXPOSED_SHARE`` of a pair's communication is
+    hidden by nothing."""
+    phases = []
+    for rank in range(timeline.num_ranks):
+        for group in pairs([span for span in timeline.spans if span.rank == rank]):
+            if len(group) < 2:
+                continue
+            begin, tenth = group[0].start, (group[1].end - group[0].start) / 10
+            for name, kind, lane, start, end in _PAIR:
+                of = group[kind is not Kind.FORWARD]
+                times = begin + start * tenth, begin + end * tenth
+                phases.append(PhaseSpan(rank, lane, name, kind, of.stage, of.microbatch, *times))
+    return replace(timeline, phases=tuple(phases))

@@ -9,12 +9,14 @@ import pytest
 from matplotlib.image import imread
 
 from deepseek_train.monitor.jsonl import History
+from deepseek_train.monitor.pictures.lanes import draw_lanes, middle_chunks
 from deepseek_train.monitor.pictures.load import draw_expert_load, draw_max_violation, load_history
 from deepseek_train.monitor.pictures.loss import draw_loss, smooth
-from deepseek_train.monitor.pictures.timeline import draw_timeline, pairs, reverse_microbatches
+from deepseek_train.monitor.pictures.timeline import draw_timeline
 from deepseek_train.schedule.action import Kind
+from deepseek_train.schedule.rows import pairs, reverse_microbatches
 from deepseek_train.schedule.timeline import Span, Timeline
-from tests.cpu.monitor_samples import STEP, make_history, make_timeline
+from tests.cpu.monitor_samples import EXPOSED_SHARE, STEP, make_history, make_timeline, with_phases
 
 
 def share_of_colour(path: Path, colour: str) -> float:
@@ -32,8 +34,12 @@ def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
         lambda path: draw_max_violation(load, path),
         lambda path: draw_expert_load(load, path),
         lambda path: draw_timeline(make_timeline(2, 4), path),
+        lambda path: draw_lanes(with_phases(make_timeline(2, 4)), path),
     ):
-        assert draw(tmp_path / "a.png").read_bytes() == draw(tmp_path / "b.png").read_bytes()
+        for suffix in ("png", "svg"):
+            first, second = draw(tmp_path / f"a.{suffix}"), draw(tmp_path / f"b.{suffix}")
+            assert first.read_bytes() == second.read_bytes()
+        assert b"<svg" in first.read_bytes()[:500]
 
 
 def test_smoothing_keeps_a_straight_line_and_shrinks_noise() -> None:
@@ -116,7 +122,7 @@ def test_pairs_are_grouped() -> None:
 def test_timeline_shows_every_kind_idle_time_and_pairs(tmp_path: Path, side_by_side: bool) -> None:
     timeline = make_timeline(4, 12, side_by_side)
     path = draw_timeline(timeline, tmp_path / "pairs.png")
-    for colour in ("#fdd09a", "#ea8a2c", "#b9dfa6", "#4f9d45", "#23907f", "#3a73c4", "#e4e5ea"):
+    for colour in ("#fdd09a", "#ea8a2c", "#b9dfa6", "#4f9d45", "#23907f", "#3a73c4", "#e9eaee"):
         assert share_of_colour(path, colour) > 0.004, colour
     apart = Timeline(timeline.num_ranks, tuple(replace(span, paired=False) for span in timeline.spans))
     ink = "#2b2b33"
@@ -133,3 +139,25 @@ def test_timeline_that_starts_late_is_drawn_from_zero(tmp_path: Path) -> None:
     early_blue = share_of_colour(draw_timeline(timeline, tmp_path / "early.png"), "#3a73c4")
     late_blue = share_of_colour(draw_timeline(late, tmp_path / "late.png"), "#3a73c4")
     assert late_blue == pytest.approx(early_blue, rel=0.02)
+
+
+def test_lanes_show_the_middle_pair_and_what_nothing_hid(tmp_path: Path) -> None:
+    timeline = with_phases(make_timeline(4, 12))
+    halves = middle_chunks(timeline, 2)
+    assert [half.kind for half in halves] == [Kind.FORWARD, Kind.BACKWARD]
+    begin, end = halves[0].start, max(half.end for half in halves)
+    exposed = timeline.exposed_communication(2, begin, end)
+    assert exposed / (end - begin) == pytest.approx(EXPOSED_SHARE)
+    path = draw_lanes(timeline, tmp_path / "lanes.png", rank=2)
+    for colour in ("#ea8a2c", "#fdd09a", "#23907f", "#a6e0d6", "#3a73c4", "#c4122f"):
+        assert share_of_colour(path, colour) > 0.0005, colour
+    # the same without the exposed message: only the red of the legend is left
+    hidden = replace(timeline, phases=tuple(p for p in timeline.phases if p.name != "dispatch"))
+    red = share_of_colour(draw_lanes(hidden, tmp_path / "hidden.png", rank=2), "#c4122f")
+    assert share_of_colour(path, "#c4122f") > red + 0.0005
+
+
+def test_lanes_of_a_row_without_pairs_show_the_chunk_in_its_middle() -> None:
+    chunks = tuple(Span(0, Kind.FORWARD, 0, m, float(m), m + 1.0) for m in range(3))
+    assert middle_chunks(Timeline(2, chunks), 0) == (chunks[1],)
+    assert middle_chunks(Timeline(2, chunks), 1) == ()

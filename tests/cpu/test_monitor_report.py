@@ -1,3 +1,4 @@
+import json
 import re
 import time
 from dataclasses import replace
@@ -7,7 +8,7 @@ from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.machine import MachineFacts
 from deepseek_train.monitor.report import ReportFacts, Sample, write_report
 from deepseek_train.schedule.timeline import Timeline
-from tests.cpu.monitor_samples import make_history, make_timeline
+from tests.cpu.monitor_samples import make_history, make_timeline, with_phases
 
 FACTS = ReportFacts(
     name="pocket",
@@ -39,6 +40,21 @@ def test_a_finished_run_has_every_section_and_its_pictures_quickly(tmp_path: Pat
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert sorted(pictures) == sorted(f"report/{p.name}" for p in (tmp_path / "report").iterdir())
     assert len(pictures) == 4
+
+
+def test_phases_add_their_lanes_and_a_trace(tmp_path: Path) -> None:
+    assert FACTS.timeline is not None
+    timeline = with_phases(FACTS.timeline)
+    text = write_report(tmp_path, replace(FACTS, timeline=timeline)).read_text()
+    assert "](report/lanes.png)" in text
+    assert "[trace.json](report/trace.json)" in text
+    exposed = max(timeline.exposed_communication(rank) for rank in range(timeline.num_ranks))
+    assert f"hid, in the whole step: {1000 * exposed:.3g}ms on the worst rank" in text
+    slices = [
+        e for e in json.loads((tmp_path / "report/trace.json").read_text())["traceEvents"] if e["ph"] == "X"
+    ]
+    assert len(slices) == len(timeline.spans) + len(timeline.phases)
+    assert (tmp_path / "report/lanes.png").exists()
 
 
 def test_headline_figures(tmp_path: Path) -> None:

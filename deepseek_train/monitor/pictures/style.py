@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -39,7 +40,11 @@ def count_ticks(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """PNG; the same figure gives the same bytes."""
+    """SVG if ``path`` ends so, else PNG; the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    if path.suffix == ".svg":
+        with rc_context({"svg.hashsalt": "deepseek_train"}):
+            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    else:
+        figure.savefig(path, format="png", metadata={"Software": None})
     return path

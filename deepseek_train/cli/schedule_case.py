@@ -1,0 +1,76 @@
+"""A request of ``deepseek-schedule`` becomes the sizes and the times of one schedule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+from deepseek_train.cli.schedule_request import AUTO, ScheduleRequest, Times
+from deepseek_train.schedule import catalog
+from deepseek_train.schedule.simulate import Durations, Seconds
+
+
+@dataclass(frozen=True)
+class Case:
+    """One schedule to make: its sizes fit, its times are those of its own stages."""
+
+    name: str
+    ranks: int
+    microbatches: int
+    stages_per_rank: int
+    times: Durations
+
+    @property
+    def stages(self) -> int:
+        return self.ranks * self.stages_per_rank
+
+
+def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
+    """``name`` with the sizes of ``request``, or why that cannot be."""
+    problems = []
+    per_rank = 1 if name == AUTO else catalog.stages_per_rank_of(name, request.stages_per_rank or 2)
+    if request.ranks is not None:
+        ranks, shares = request.ranks, request.ranks
+    else:
+        shares = 8 if request.stages is None else request.stages
+        ranks = shares // per_rank
+        if shares % per_rank:
+            below, above = ranks * per_rank, (ranks + 1) * per_rank
+            nearest = f"stages={below} or stages={above}" if below else f"stages={above}"
+            problems.append(f"stages={shares}: {name} puts {per_rank} stages on every rank; use {nearest}")
+    microbatches = 20 if request.microbatches is None else request.microbatches
+    if not problems and name != AUTO:
+        problems += catalog.problems(name, ranks, microbatches, per_rank)
+    problems += time_problems(request.times, shares)
+    if problems:
+        return problems
+    pieces = per_rank if request.ranks is not None else 1
+    return Case(name, ranks, microbatches, per_rank, durations(request.times, pieces))
+
+
+def durations(times: Times, pieces: int = 1) -> Durations:
+    """``times`` of stages that are each cut into ``pieces`` equal ones."""
+
+    def cut(seconds: Seconds) -> Seconds:
+        if isinstance(seconds, tuple):
+            return tuple(second / pieces for second in seconds for _ in range(pieces))
+        return seconds / pieces
+
+    forward, for_inputs, for_weights = map(cut, (times.forward, times.backward_input, times.backward_weight))
+    overlapped = _sum(forward, for_inputs, for_weights) if times.overlapped is None else cut(times.overlapped)
+    return Durations(forward, for_inputs, for_weights, overlapped, times.latency)
+
+
+def time_problems(times: Times, count: int) -> list[str]:
+    """Lists that do not have ``count`` entries."""
+    return [
+        f"times.{field.name} lists {len(value)} times for {count} stages: write {count}, or one number for all"
+        for field in fields(times)
+        if isinstance(value := getattr(times, field.name), tuple) and len(value) != count
+    ]
+
+
+def _sum(*parts: Seconds) -> Seconds:
+    count = max((len(part) for part in parts if isinstance(part, tuple)), default=0)
+    at: Callable[[Seconds, int], float] = lambda part, s: part[s] if isinstance(part, tuple) else part  # noqa: E731
+    if not count:
+        return sum(at(part, 0) for part in parts)
+    return tuple(sum(at(part, stage) for part in parts) for stage in range(count))
