@@ -25,11 +25,12 @@ class Tripwire:
         halves = {Kind.FORWARD: Kind.FORWARD}.get(action.kind, Kind.BACKWARD)
         self.left = _microbatches(schedule, rank, action.stage, halves).index(action.microbatch) + 1
 
-    def stretch(self, stage: Stage) -> None:
-        """Across ``stage``, behind its last block."""
+    def stretch(self, stage: Stage, *, in_front: bool = False) -> None:
+        """Across ``stage``, behind its last block; ``in_front`` of its first, where weight gradients come
+        last, in a stage that does not embed."""
         queue = stage.context.queue
         phase = Phase("tripwire", Role.ATTEND, lambda hidden: self._phase(hidden, queue))
-        stage.trunk = (*stage.trunk, phase)
+        stage.trunk = (phase, *stage.trunk) if in_front else (*stage.trunk, phase)
 
     def passed(self, kind: Kind) -> None:
         if kind is self.kind:
