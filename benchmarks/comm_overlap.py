@@ -22,7 +22,7 @@ from benchmarks.overlap.race import EarlySend, Sample, early_sends, one_pair, ra
 from benchmarks.overlap.times import TRACE_EXPOSED, TRACE_RATIO, layer_times
 from deepseek_train.monitor.machine import machine_facts
 from deepseek_train.monitor.pictures.lanes import draw_lanes
-from deepseek_train.schedule.overlap import FIGURE_4, Lane
+from deepseek_train.schedule.overlap import FIGURE_4, PROFILE, Lane
 from deepseek_train.schedule.perfetto import write_trace
 from deepseek_train.schedule.timeline import Timeline
 from tests.harness import run_ranks
@@ -121,22 +121,62 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def report(found: dict[str, object], results: Sequence[Result], early: dict[str, dict[str, float]]) -> str:
+def orders_on_paper(args: argparse.Namespace) -> str:
+    """What each order of ``schedule.overlap`` would expose."""
+    lines = [
+        f"| exposed on paper | {' | '.join(f'{ratio:.2f}' for ratio in args.ratios)} |",
+        "| --- |" + " ---: |" * len(args.ratios),
+    ]
+    for name, order in {"FIGURE_4": FIGURE_4, "PROFILE": PROFILE, "in sequence": None}.items():
+        found = [predict(args.layers, layer_times(1.0, ratio), order).exposed for ratio in args.ratios]
+        lines.append(f"| {name} | {' | '.join(f'{exposed:.1%}' for exposed in found)} |")
+    bounds = [max(0.0, 1 - 1 / ratio) for ratio in args.ratios]
+    lines.append(f"| no order can hide | {' | '.join(f'{bound:.1%}' for bound in bounds)} |")
+    return "\n".join(lines)
+
+
+def report(
+    found: dict[str, object], results: Sequence[Result], early: dict[str, dict[str, float]], on_paper: str
+) -> str:
     facts = "\n".join(f"- {key}: {value}" for key, value in found.items())
     messages = "\n".join(
         f"- {kind}s leave {f['ms_before_the_end']:.1f} ms (least {f['least_ms_before_the_end']:.1f}) before the end of "
         f"their pair of {f['pair_ms']:.0f} ms ({f['messages']:.0f} messages)"
         for kind, f in early.items()
     )
-    return (
-        "# Communication that an overlapped pair hides\n\nMade by `python -m benchmarks.comm_overlap`: the executor on "
-        "sleeping computations and real all-to-alls of set speed, pairs and the same chunks in sequence in turns. "
-        "*Exposed* is the share of the time in which nothing was computed, whatever the reason. DeepSeek's published "
-        f"trace, at {TRACE_RATIO} of communication: {TRACE_EXPOSED:.1%}.\n\n{facts}\n\n{table(results)}\n\n"
-        "![sweep](comm_overlap.png)\n\n## Messages between stages\n\nDualPipe on two stages, experts on two ranks "
-        f"each:\n\n{messages}\n\n## One pair\n\nAlso as `comm_overlap_pair.perfetto.json`, for ui.perfetto.dev.\n\n"
-        "![pair](comm_overlap_pair.png)\n"
-    )
+    return f"""# Communication that an overlapped pair hides
+
+Made by `python -m benchmarks.comm_overlap`: the executor on sleeping computations and real all-to-alls of set speed,
+pairs and the same chunks in sequence in turns. *Exposed* is the share of the time in which nothing was computed,
+whatever the reason: medians, least and most of all samples. DeepSeek's published trace, at {TRACE_RATIO} of
+communication: {TRACE_EXPOSED:.1%}.
+
+{facts}
+
+{table(results)}
+
+![sweep](comm_overlap.png)
+
+## On paper
+
+One thing is computed at a time, one transfer is under way at a time, and a transfer starts once all that was issued
+before it is computed. So it is where one thread computes and starts transfers, and where NCCL waits for what is in the
+current stream; PROFILE is for a device whose transfers wait for their own inputs only.
+
+{on_paper}
+
+## Messages between stages
+
+DualPipe on two stages, experts on two ranks each:
+
+{messages}
+
+## One pair
+
+Also as `comm_overlap_pair.perfetto.json`, for ui.perfetto.dev.
+
+![pair](comm_overlap_pair.png)
+"""
 
 
 def main() -> None:
@@ -169,7 +209,7 @@ def main() -> None:
     }
     numbers = {**found, "results": [asdict(r) for r in results], "sends": early}
     (args.output / "comm_overlap.json").write_text(json.dumps(numbers, indent=2) + "\n")
-    (args.output / "comm_overlap.md").write_text(report(found, results, early))
+    (args.output / "comm_overlap.md").write_text(report(found, results, early, orders_on_paper(args)))
     draw_sweep(results, args.output / "comm_overlap.png", "Communication that is not hidden")
     print(table(results))
 

@@ -29,7 +29,11 @@ from deepseek_train.schedule.timeline import PhaseSpan, Span, Timeline
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import StageSpec
 
-SHAPE_BTD = (1, 512, 256)  # 512 KiB of FP32 in each transfer
+SHAPE_BTD = (
+    1,
+    128,
+    64,
+)  # 32 KiB of FP32 in each transfer: what it costs the CPU must not disturb the computations
 TOKEN = 3  # what every token is, so that losses are known
 
 
