@@ -149,8 +149,8 @@ def report(
 Made by `python -m benchmarks.comm_overlap`: the executor on sleeping computations and real all-to-alls of set speed,
 pairs and the same chunks in sequence in turns. *Exposed* is the share of the time in which nothing was computed,
 whatever the reason: median, least and most of all samples; *transfers* is the part of it in which a transfer was under
-way. DeepSeek's published trace shows {TRACE_EXPOSED:.1%} of that, at {TRACE_RATIO} of communication. The rest is what it
-costs a CPU to start transfers and phases.
+way. DeepSeek's published trace shows {TRACE_EXPOSED:.1%} of that, at {TRACE_RATIO} of communication. The rest is what
+it costs a CPU to start transfers and phases.
 
 {facts}
 
