@@ -69,12 +69,12 @@ class Executor:
         one = _Pass(
             self._stages, self._queue, prepared.placement, self._pieces, mail, batch_of, scales, trace
         )
-        for instruction in prepared.program:
-            try:
+        try:
+            for instruction in prepared.program:
                 one.perform(instruction)
-            except Exception as error:
-                raise StepFailed(_failed(prepared.pp_rank, one.doing, error)) from error
-        self._links.drain()
+            mail.drain()
+        except Exception as error:
+            raise StepFailed(_failed(prepared.pp_rank, one.doing, error)) from error
         return one.ran
 
 

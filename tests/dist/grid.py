@@ -173,12 +173,12 @@ class OnGrid:
         return whole.chunk(self.case.ep)[self.mesh.expert_group.rank] if spec.expert else whole
 
 
-def on_grid(case: Case, rank: int, dtype: torch.dtype) -> OnGrid:
+def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 600) -> OnGrid:
     """Builds ``rank``'s part (collective). The caller gives weights their ``main_grad``."""
     placement, m = case.placement, case.model
     specs = case.specs
     embeds = tuple(spec.index for spec in specs if spec.embeds)
-    mesh = make_mesh(case.layout, placement, rank, embeds=embeds, check_splits=True)
+    mesh = make_mesh(case.layout, placement, rank, embeds=embeds, check_splits=True, timeout_seconds=timeout_seconds)
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(case.recompute))
     context = ModelContext(m, queue, experts=mesh.expert_group, dtype=dtype, recompute=recompute)

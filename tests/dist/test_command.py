@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -118,6 +119,17 @@ def test_torchrun_joins_and_gives_the_same_bits(workplace: Path, whole: Path) ->
     code, _, err = finish(start(workplace, *arguments, "name=joined", module=("torch.distributed.run",)))
     assert code == 0, err
     assert losses_and_loads(workplace / "runs" / "joined") == losses_and_loads(whole)
+
+
+def test_a_rank_that_breaks_ends_them_all_and_names_its_action(workplace: Path) -> None:
+    code, _, err = finish(start(workplace, *SMALL, "name=broken", module=("tests.dist.broken_train",)))
+    assert code == 1, err
+    last = err.rstrip().splitlines()[-1]
+    assert re.fullmatch(
+        r"\[rank 1\] deepseek_train\.pipeline\.executor\.StepFailed: pipeline rank 0, \d+F\d+ "
+        r"\(forward of micro-batch \d+ in stage \d+\): ValueError: the experts broke",
+        last,
+    ), last
 
 
 def losses_and_loads(run: Path) -> list[list[object]]:
