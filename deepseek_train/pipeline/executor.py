@@ -22,7 +22,7 @@ from deepseek_train.pipeline.values import Boundary, LossScales, PipelineStage, 
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement, Schedule
 from deepseek_train.schedule.dataflow import actions_of, input_of, output_of
 from deepseek_train.schedule.lower import Instruction, Program, Receive, Send, lower
-from deepseek_train.schedule.overlap import FIGURE_4, PROFILE, Piece, interleave
+from deepseek_train.schedule.overlap import FIGURE_4, Order, Piece, interleave
 from deepseek_train.schedule.windows import send_windows
 
 
@@ -41,7 +41,7 @@ class StepFailed(RuntimeError):
 
 
 class Executor:
-    """Runs prepared schedules. ``stages`` are this rank's, by index."""
+    """Runs prepared schedules. ``stages`` are this rank's, by index; ``order`` is that of overlapped pairs."""
 
     def __init__(
         self,
@@ -49,9 +49,9 @@ class Executor:
         links: Links,
         queue: WeightGradQueue,
         boundary: Boundary,
+        order: Order = FIGURE_4,
     ) -> None:
         self._stages, self._links, self._queue, self._boundary = stages, links, queue, boundary
-        order = PROFILE if boundary.device.type == "cuda" else FIGURE_4
         parts = {index: tuple(phase.part for phase in stage.phases) for index, stage in stages.items()}
         self._pieces = {(f, b): interleave(parts[f], parts[b], order) for f in parts for b in parts}
 

@@ -47,9 +47,10 @@ class Issue:
 
 Order = tuple[Issue, ...]
 
-# What runs beside what, in the order of time, for ranks that compute on the host: a communication is started as soon
-# as its input is there, and the computations that follow hide it. Figure 4 reads: dispatch(F) under experts(I),
-# dispatch(I) under experts(W) and experts(F), combine(F) under attend(I), combine(I) under attend(W) and attend(F).
+# What runs beside what, in the order of time: a communication is started as soon as its input is there, and the
+# computations issued after it hide it. Figure 4 reads: dispatch(F) under experts(I), dispatch(I) under experts(W) and
+# experts(F), combine(F) under attend(I), combine(I) under attend(W) and attend(F). It fits transfers that wait for all
+# that was issued before them: those of a host that computes itself, and NCCL's, which wait for the current stream.
 FIGURE_4: Order = (
     Issue(Role.DISPATCH, F),
     Issue(Role.EXPERTS, I),
@@ -63,8 +64,9 @@ FIGURE_4: Order = (
     Issue(Role.ATTEND, F),
 )
 
-# How a host feeds a device's streams in DeepSeek's published trace: the same pairing, but the device always has a
-# computation queued before the host stops to wait for the row counts of a dispatch.
+# How the host feeds a device's streams in DeepSeek's published trace: the same pairing, but the device always has a
+# computation queued before the host stops to wait for the row counts of a dispatch. For transfers that wait for their
+# own inputs only (DeepEP's events); the others it leaves exposed (benchmarks/results/comm_overlap.md, "on paper").
 PROFILE: Order = (
     Issue(Role.COMBINE, I),
     Issue(Role.ATTEND, F),
