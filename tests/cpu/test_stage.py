@@ -13,7 +13,7 @@ from deepseek_train.model.stage import Stage
 from deepseek_train.parallel.exchange import ExpertGroup
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
-from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads
+from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads, run_works
 from deepseek_train.spec.stages import StageSpec, split_layers, stage_weights
 from tests.helpers.models import main_grads, random_batch, tiny, whole_model
 
@@ -110,8 +110,9 @@ def train(stages: list[Stage], batch: MicroBatch) -> Ledger:
         losses = (left.ledger.main, left.ledger.mtp, left.ledger.balance)
         tape.seed([gradient, *(torch.ones_like(loss) for loss in losses if loss is not None)])
         while len(tape):
-            gradient, *_ = tape.backward() or [None]
-        stage.context.queue.run_open()
+            tape.backward()
+        gradient, *_ = tape.gradients() or [None]
+        run_works(stage.context.queue.take_open())
     return tapes[-1][2].ledger
 
 
