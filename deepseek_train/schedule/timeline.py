@@ -29,7 +29,7 @@ class PhaseSpan:
 
     rank: int
     lane: Lane
-    name: str  # of the phase: "attend", "dispatch", ...; "receive" and "send" for messages between stages
+    name: str  # of the phase: "attend", "dispatch", ...; "weights" for queued weight gradients
     kind: Kind
     stage: int
     microbatch: int

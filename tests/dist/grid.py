@@ -132,6 +132,7 @@ class OnGrid:
     mesh: ParallelMesh
     stages: dict[int, Stage]
     queue: WeightGradQueue
+    boundary: Boundary
     executor: Executor
 
     def weights(self) -> dict[str, tuple[WeightSpec, Weight, ReplicaGroup]]:
@@ -162,6 +163,10 @@ class OnGrid:
             for members in found.values()
         ]
 
+    def with_new_executor(self) -> "OnGrid":
+        """For stages whose phases have changed."""
+        return replace(self, executor=Executor(self.stages, self.mesh.links, self.queue, self.boundary))
+
     def prepared(self) -> PreparedSchedule:
         return PreparedSchedule(self.case.steps, self.mesh.pp_rank)
 
@@ -190,7 +195,7 @@ def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 
         init_stage(stage, m, seed=0)
         stages[index] = stage
     boundary = Boundary((BATCH, LENGTH, m.hidden_size), dtype, torch.device("cpu"))
-    return OnGrid(case, mesh, stages, queue, Executor(stages, mesh.links, queue, boundary))
+    return OnGrid(case, mesh, stages, queue, boundary, Executor(stages, mesh.links, queue, boundary))
 
 
 def sum_gradients(grid: OnGrid) -> dict[str, Tensor]:

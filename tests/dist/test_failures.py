@@ -97,6 +97,7 @@ def run_until_it_fails(rank: int, _world_size: int, fault: Fault, folder: Path) 
         strike = {"raises": fail, "dies": die, "stalls": stall}[fault.how]
         wire = Tripwire(fault.schedule, fault.rank, fault.struck, strike)
         wire.stretch(grid.stages[fault.struck.stage])
+        grid = grid.with_new_executor()
     allocate_main_grads([weight for _, weight, _ in grid.weights().values()], torch.float32)
     try:
         grid.executor.run(grid.prepared(), grid.batch_of(), fault.case.scales)

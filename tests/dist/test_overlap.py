@@ -192,6 +192,7 @@ def run_slow(rank: int, _world_size: int, slow: Slow) -> tuple[dict[Message, flo
     if rank == 1:
         wire = Tripwire(make_schedule("dualpipe", 2, 8), 1, slow.weights, sleep)
         wire.stretch(grid.stages[1], in_front=True)
+        grid = grid.with_new_executor()
     noting = Noting()
     setattr(Mail, "take", lambda mail, message: noting(mail, message))  # noqa: B010  (in this process alone)
     trained(grid)

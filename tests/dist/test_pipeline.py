@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import allocate_main_grads
-from deepseek_train.pipeline import executor
+from deepseek_train.pipeline import passage
 from deepseek_train.pipeline.executor import PreparedSchedule
 from deepseek_train.pipeline.trace import Trace
 from deepseek_train.pipeline.values import Ran
@@ -91,7 +91,7 @@ class RankSaw:
 
 
 def run_cases(rank: int, _world_size: int, cases: list[Case]) -> list[RankSaw]:
-    setattr(executor, "Tape", CountedTape)  # noqa: B010  (this process is forked for this function alone)
+    setattr(passage, "Tape", CountedTape)  # noqa: B010  (this process is forked for this function alone)
     return [run_case(rank, case) for case in cases]
 
 
