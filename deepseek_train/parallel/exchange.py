@@ -22,6 +22,9 @@ class ExpertGroup:
     rank: int
     size: int
     check_splits: bool = False
+    plans: dist.ProcessGroup | None = (
+        None  # the same ranks: row counts must not queue behind rows; None: ``group``
+    )
 
 
 ALONE = ExpertGroup(group=None, rank=0, size=1)
@@ -78,7 +81,7 @@ class Exchange:
 def exchange_counts(counts_P: Tensor, group: ExpertGroup) -> list[int]:
     """Rows each rank of the group will send here, given the rows sent to each."""
     received_P = torch.empty_like(counts_P)
-    dist.all_to_all_single(received_P, counts_P, group=group.group)
+    dist.all_to_all_single(received_P, counts_P, group=group.plans or group.group)
     return received_P.tolist()
 
 

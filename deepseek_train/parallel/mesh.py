@@ -73,7 +73,11 @@ def make_mesh(
     pipeline = layout.pipeline_group(rank)
     links = Links({queue: group(pipeline) for queue in all_queues()}, pipeline, layout.pp_rank(rank))
     expert_group = ExpertGroup(
-        group(layout.expert_group(rank)), layout.ep_rank(rank), layout.ep, check_splits
+        group(layout.expert_group(rank)),
+        layout.ep_rank(rank),
+        layout.ep,
+        check_splits,
+        plans=group(layout.expert_group(rank)),
     )
 
     # As many groups on every rank, although a mirrored pair's two stages share theirs.

@@ -76,7 +76,7 @@ class Recomputation:
     def _pack(self, tensor: Tensor) -> "Tensor | _Forgotten":
         product = self._products.get(tensor.untyped_storage())
         if product is None or (product.dtype, product.version) != (tensor.dtype, tensor._version):
-            return tensor
+            return tensor.detach()  # not itself: an output that its own node held would never be freed
         product.recipe.users += 1
         return _Forgotten(product, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
@@ -120,7 +120,7 @@ class _Recipe:
             made = self._run(*[_unpack(one) for one in self._inputs])
             outputs = made if isinstance(made, tuple) else (made,)
         self.users -= 1
-        self._outputs = outputs if self.users else None
+        self._outputs = outputs if self.users > 0 else None
         return outputs[index]
 
 

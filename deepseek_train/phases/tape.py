@@ -77,7 +77,7 @@ class Tape:
         if phase.recompute:
             with torch.enable_grad():  # tells which results are differentiable
                 result = _detached(phase.run(value))
-            self._segments.append(_Forgotten(phase, value))
+            self._segments.append(_Rerun(phase, value))
         else:
             segment, result = _record(phase, value)
             self._segments.append(segment)
@@ -138,7 +138,7 @@ def _detached(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Forgotten:
+class _Rerun:
     """A phase of which only the inputs were kept."""
 
     phase: Phase

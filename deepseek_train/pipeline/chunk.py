@@ -1,15 +1,15 @@
 """One micro-batch on its way through one stage, a phase at a time: what the executor orders in time."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from deepseek_train.phases.parcel import InTransit, arrived
-from deepseek_train.phases.phase import Row
+from deepseek_train.phases.phase import Move, Phase, Row
 from deepseek_train.phases.tape import Gradients, Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue, Work, run_works
-from deepseek_train.pipeline.trace import Trace
+from deepseek_train.pipeline.trace import Recorder
 from deepseek_train.schedule.action import Action, Kind
 
 
@@ -24,7 +24,7 @@ class ForwardChunk:
         enter: Callable[[], MicroBatch | Hidden],
         leave: Callable[[Hidden], None],
         tape: Tape,
-        trace: Trace | None,
+        trace: Recorder,
     ) -> None:
         self._action, self._row, self._enter, self._leave = action, row, enter, leave
         self._tape, self._trace = tape, trace
@@ -42,10 +42,9 @@ class ForwardChunk:
         self._value = arrived(self._value)
         phase = self._row[self._next]
         self._next += 1
-        moves = phase.part.moves
-        with nullcontext() if moves or self._trace is None else self._trace.compute(phase.name, self._action):
+        with _computing(self._trace, phase, self._action):
             self._value = self._tape.run(phase, self._value)
-        if moves and self._trace is not None:
+        if isinstance(self._value, InTransit):
             self._trace.transfer(phase.name, self._action, self._value.pending)
         if self.done:
             self._leave(arrived(self._value))
@@ -73,7 +72,7 @@ class BackwardChunk:
         leave: Callable[[Gradients], None],
         tape: Tape,
         queue: WeightGradQueue,
-        trace: Trace | None,
+        trace: Recorder,
     ) -> None:
         self._row, self._enter, self._leave = row, enter, leave
         self._tape, self._queue, self._trace = tape, queue, trace
@@ -93,10 +92,9 @@ class BackwardChunk:
         self._tape.gradients()  # waits outside the phase's time
         index = len(self._tape) - 1
         phase = self._row[index]
-        moves = phase.part.moves
-        with nullcontext() if moves or self._trace is None else self._trace.compute(phase.name, self._inputs):
+        with _computing(self._trace, phase, self._inputs):
             pending = self._tape.backward()
-        if pending is not None and self._trace is not None:
+        if pending is not None:
             self._trace.transfer(phase.name, self._inputs, pending)
         self._works[index] = self._queue.take_open()
         if self.done:
@@ -108,14 +106,15 @@ class BackwardChunk:
         works = self._works.pop(index)
         if not works:
             return
-        with (
-            nullcontext()
-            if self._trace is None
-            else self._trace.compute(self._row[index].name, self._weights)
-        ):
+        with self._trace.compute(self._row[index].name, self._weights):
             run_works(works)
 
     def keep_weights(self) -> None:
         """Leaves all weight gradients to the queue, as one group."""
         self._queue.seal([work for works in self._works.values() for work in works])
         self._works.clear()
+
+
+def _computing(trace: Recorder, phase: Phase | Move, action: Action) -> AbstractContextManager[None]:
+    """The time of a computation; that of a transfer is noted when it has been started."""
+    return nullcontext() if phase.part.moves else trace.compute(phase.name, action)

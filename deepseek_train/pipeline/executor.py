@@ -10,8 +10,8 @@ from deepseek_train.parallel.p2p import Links
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.mail import Mail
-from deepseek_train.pipeline.passage import Pass, Work
-from deepseek_train.pipeline.trace import Trace
+from deepseek_train.pipeline.passage import Pass, StageRows
+from deepseek_train.pipeline.trace import Trace, Untraced
 from deepseek_train.pipeline.values import Boundary, LossScales, PipelineStage, Ran
 from deepseek_train.schedule.action import Action, Placement, Schedule
 from deepseek_train.schedule.lower import Program, lower
@@ -45,8 +45,9 @@ class Executor:
         boundary: Boundary,
         order: Order = FIGURE_4,
     ) -> None:
-        self._work = Work.of(stages, queue, order)
+        self._stages = StageRows.of(stages, queue, order)
         self._links, self._boundary = links, boundary
+        self._failed = False
 
     def run(
         self,
@@ -57,14 +58,18 @@ class Executor:
     ) -> Ran:
         """One pass: a training step's forwards and backwards, or, with ``scales`` None, an evaluation's forwards.
         ``batch_of(m)`` gives micro-batch m; it is asked where m enters and where its loss is computed. Weight
-        gradients are in ``main_grad`` afterwards. Raises ``StepFailed``."""
+        gradients are in ``main_grad`` afterwards. Raises ``StepFailed``; ranks are out of step then, and this executor
+        runs no more."""
+        if self._failed:
+            raise StepFailed("an earlier pass failed half-way: start again from a checkpoint")
         mail = Mail(self._links, self._boundary, prepared.windows)
-        one = Pass(self._work, prepared.placement, mail, batch_of, scales, trace)
+        one = Pass(self._stages, prepared.placement, mail, batch_of, scales, trace or Untraced())
         try:
             for instruction in prepared.program:
                 one.perform(instruction)
             mail.drain()
         except Exception as error:
+            self._failed = True
             raise StepFailed(_failed(prepared.pp_rank, one.doing, error)) from error
         return one.ran
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from deepseek_train.parallel.p2p import Arriving, Links
@@ -58,5 +59,7 @@ class Mail:
 def _busy(doing: str) -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError too, but no fault of the link
+        raise
     except RuntimeError as error:  # gloo's or NCCL's own words
         raise MessageLost(f"{doing}: {error}") from error

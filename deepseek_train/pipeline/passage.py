@@ -3,7 +3,6 @@
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -15,7 +14,7 @@ from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.chunk import BackwardChunk, ForwardChunk
 from deepseek_train.pipeline.mail import Mail
-from deepseek_train.pipeline.trace import Trace
+from deepseek_train.pipeline.trace import Recorder
 from deepseek_train.pipeline.values import LossScales, PipelineStage, Ran
 from deepseek_train.schedule.action import Action, Kind, Pair, Placement
 from deepseek_train.schedule.dataflow import actions_of, input_of, output_of
@@ -25,7 +24,7 @@ from deepseek_train.spec.stages import StageSpec
 
 
 @dataclass(frozen=True)
-class Work:
+class StageRows:
     """What stays the same from pass to pass: phases and place of every stage, and how two of them interleave (None: a
     backward without a forward beside it)."""
 
@@ -35,7 +34,7 @@ class Work:
     queue: WeightGradQueue
 
     @staticmethod
-    def of(stages: Mapping[int, PipelineStage], queue: WeightGradQueue, order: Order) -> "Work":
+    def of(stages: Mapping[int, PipelineStage], queue: WeightGradQueue, order: Order) -> "StageRows":
         rows = {index: stage.phases for index, stage in stages.items()}
         parts = {index: tuple(phase.part for phase in row) for index, row in rows.items()}
         pieces = {
@@ -43,7 +42,7 @@ class Work:
             for f in (None, *rows)
             for b in rows
         }
-        return Work(rows, {index: stage.spec for index, stage in stages.items()}, pieces, queue)
+        return StageRows(rows, {index: stage.spec for index, stage in stages.items()}, pieces, queue)
 
 
 class Pass:
@@ -51,14 +50,14 @@ class Pass:
 
     def __init__(
         self,
-        work: Work,
+        stages: StageRows,
         placement: Placement,
         mail: Mail,
         batch_of: Callable[[int], MicroBatch],
         scales: LossScales | None,
-        trace: Trace | None,
+        trace: Recorder,
     ) -> None:
-        self._work, self._placement, self._mail = work, placement, mail
+        self._stages, self._placement, self._mail = stages, placement, mail
         self._batch_of, self._scales, self._trace = batch_of, scales, trace
         self._in_flight: dict[tuple[int, int], tuple[Tape, Ledger]] = {}
         self.ran = Ran()
@@ -72,7 +71,7 @@ class Pass:
                 pass  # the tensor left as soon as it was there
             case Action() | Pair():
                 halves = actions_of(instruction)
-                with nullcontext() if self._trace is None else self._trace.chunk(*halves):
+                with self._trace.chunk(*halves):
                     self._do(instruction)
             case _:
                 assert_never(instruction)
@@ -91,7 +90,7 @@ class Pass:
         match action.kind:
             case Kind.FORWARD if self._scales is None:
                 with torch.no_grad():
-                    hidden = fold(self._work.rows[action.stage], self._entering(action))
+                    hidden = fold(self._stages.rows[action.stage], self._entering(action))
                 self._leave_forward(action, hidden)
             case Kind.FORWARD:
                 forward = self._forward(action)
@@ -105,24 +104,28 @@ class Pass:
                     backward.step()
                 backward.keep_weights()
             case Kind.BACKWARD_WEIGHT:
-                with nullcontext() if self._trace is None else self._trace.compute("weights", action):
-                    self._work.queue.run_oldest()
+                with self._trace.compute("weights", action):
+                    self._stages.queue.run_oldest()
             case _:
                 assert_never(action.kind)
 
     def _pair(self, forward: Action, backward: Action) -> None:
         """Phases of both in the order of ``schedule.overlap``; either half's result leaves as soon as it is there."""
         f, b = self._forward(forward), self._backward(backward)
-        for piece in self._work.pieces[forward.stage, backward.stage]:
+        for piece in self._stages.pieces[forward.stage, backward.stage]:
             self.doing = forward if piece.kind is Kind.FORWARD else backward
             match piece.kind:
+                case Kind.FORWARD:
+                    if not f.done:  # it may have closed early
+                        f.step()
                 case Kind.BACKWARD_INPUT:
                     b.step()
                 case Kind.BACKWARD_WEIGHT:
                     b.weights(piece.index)
-                case _ if not f.done:
-                    f.step()
+                case _:
+                    raise AssertionError(f"a pair has no piece of kind {piece.kind}")
             if f.closes():
+                self.doing = forward
                 f.step()
 
     def _full_backward(self, action: Action) -> None:
@@ -136,7 +139,7 @@ class Pass:
             for index in indices:
                 chunk.weights(index)
             return
-        for piece in self._work.pieces[None, action.stage]:
+        for piece in self._stages.pieces[None, action.stage]:
             if piece.kind is Kind.BACKWARD_INPUT:
                 chunk.step()
             else:
@@ -149,11 +152,11 @@ class Pass:
             self._in_flight[action.stage, action.microbatch] = tape, hidden.ledger
             self._leave_forward(action, hidden)
 
-        row = self._work.rows[action.stage]
+        row = self._stages.rows[action.stage]
         return ForwardChunk(action, row, lambda: self._entering(action), leave, tape, self._trace)
 
     def _entering(self, action: Action) -> MicroBatch | Hidden:
-        spec, message = self._work.specs[action.stage], input_of(self._placement, action)
+        spec, message = self._stages.specs[action.stage], input_of(self._placement, action)
         batch = self._batch_of(action.microbatch) if spec.first or spec.last else None
         if message is None:
             assert batch is not None
@@ -163,12 +166,12 @@ class Pass:
     def _leave_forward(self, action: Action, hidden: Hidden) -> None:
         self.ran.note(action.microbatch, hidden.ledger)
         message = output_of(self._placement, action)
-        if message is not None and not self._work.specs[action.stage].last:
+        if message is not None and not self._stages.specs[action.stage].last:
             self._mail.put(message, hidden.x_BTD.detach())
 
     def _backward(self, action: Action) -> BackwardChunk:
         tape, ledger = self._in_flight.pop((action.stage, action.microbatch))
-        row, last = self._work.rows[action.stage], self._work.specs[action.stage].last
+        row, last = self._stages.rows[action.stage], self._stages.specs[action.stage].last
         came, goes = input_of(self._placement, action), output_of(self._placement, action)
 
         def enter() -> Gradients:
@@ -183,4 +186,4 @@ class Pass:
                 assert gradient is not None
                 self._mail.put(goes, gradient)
 
-        return BackwardChunk(action, row, enter, leave, tape, self._work.queue, self._trace)
+        return BackwardChunk(action, row, enter, leave, tape, self._stages.queue, self._trace)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -73,8 +73,33 @@ class DeviceClock:
         return at
 
 
+class Recorder(Protocol):
+    """What the executor tells of a pass."""
+
+    def chunk(self, *halves: Action) -> AbstractContextManager[None]: ...
+    def compute(self, name: str, action: Action) -> AbstractContextManager[None]: ...
+    def transfer(self, name: str, action: Action, pending: Pending) -> None: ...
+
+
+class Untraced:
+    """Records nothing, at next to no cost."""
+
+    def __init__(self) -> None:
+        self._nothing = nullcontext()
+
+    def chunk(self, *halves: Action) -> AbstractContextManager[None]:
+        return self._nothing
+
+    def compute(self, name: str, action: Action) -> AbstractContextManager[None]:
+        return self._nothing
+
+    def transfer(self, name: str, action: Action, pending: Pending) -> None:
+        pass
+
+
 class Trace:
-    """Collects what one rank did in one step: chunks, and inside them phases on two lanes."""
+    """Collects what one rank did in one step: chunks, and inside them phases on two lanes. Messages between stages are
+    not in it: gloo does not tell when one has passed."""
 
     def __init__(self, rank: int, device: torch.device) -> None:
         self.rank = rank

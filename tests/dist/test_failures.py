@@ -78,6 +78,10 @@ FAULTS = [
     Fault(DUAL2, 1, "1W2", "dies"),
     Fault(EXPERTS, 0, "0F2"),
     Fault(EXPERTS, 1, "1I1", "dies"),
+    Fault(Case("zb_v", 2), 1, "2F2"),
+    Fault(Case("zb_h1", 4), 2, "2W1"),
+    Fault(Case("interleaved_1f1b", 2), 0, "2I1", "dies"),
+    Fault(Case("dualpipe_v", 2), 0, "3I1", "dies"),
     Fault(PP4, 1, "1I1", "stalls"),
     Fault(DUAL2, 0, "1I4", "stalls"),
 ]
@@ -103,6 +107,8 @@ def run_until_it_fails(rank: int, _world_size: int, fault: Fault, folder: Path) 
         grid.executor.run(grid.prepared(), grid.batch_of(), fault.case.scales)
     except StepFailed as error:
         (folder / str(rank)).write_text(str(error))
+        with pytest.raises(StepFailed, match="an earlier pass failed half-way"):
+            grid.executor.run(grid.prepared(), grid.batch_of(), fault.case.scales)
         raise
 
 

@@ -5,7 +5,7 @@ it, ordered by rank, then token), R rows received (ordered by source rank, then 
 received rows to local experts (ordered by expert, then row).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,7 +53,8 @@ def make_plan(expert_ids_NK: Tensor, num_experts: int, group: ExpertGroup) -> Di
         sent_to_token_S = needed_NP.t().nonzero()[:, 1]
         counts_P = needed_NP.sum(0)
         send_P, receive_P = counts_P.tolist(), exchange_counts(counts_P, group)
-        (ids_RK,) = Exchange(send_P, receive_P, group).start((expert_ids_NK[sent_to_token_S],)).wait()
+        way = Exchange(send_P, receive_P, replace(group, group=group.plans or group.group))
+        (ids_RK,) = way.start((expert_ids_NK[sent_to_token_S],)).wait()
     local_ids = ids_RK.flatten() - group.rank * per_rank
     slots = ((local_ids >= 0) & (local_ids < per_rank)).nonzero().flatten()
     experts_A, order = torch.sort(local_ids[slots], stable=True)
