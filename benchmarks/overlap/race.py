@@ -149,7 +149,7 @@ def _prepare(
     queue, wire, last = WeightGradQueue(), Wire(), placement.num_stages - 1
     stages = {
         s: SleepingStage(
-            StageSpec(s, tuple(range(layers)), s == 0, s == last, mtp_depth=0),
+            StageSpec(s, tuple(range(layers)), s == 0, s == last, mtp_depth=0, embeds=False),
             SHAPE_BTD, times, mesh.expert_group, queue, wire,
         )
         for s in placement.stages_of(mesh.pp_rank)
