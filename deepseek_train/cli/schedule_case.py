@@ -57,9 +57,13 @@ def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
             problems.append(f"stages={shares}: {name} puts {per_rank} stages on every rank; use {nearest}")
     microbatches = 20 if request.microbatches is None else request.microbatches
     if not problems and name != AUTO:
+        of_ranks = catalog.problems(name, ranks, 4 * ranks, per_rank)  # whatever the micro-batches
         key = "stages" if request.ranks is None else "ranks"
         for problem in catalog.problems(name, ranks, microbatches, per_rank):
-            problems.append(problem + _nearest(name, key, ranks, microbatches, per_rank))
+            mend = (
+                f"; write {_nearest(name, key, ranks, microbatches, per_rank)}" if problem in of_ranks else ""
+            )
+            problems.append(problem + mend)
     problems += time_problems(request.times, shares)
     if problems:
         return problems
@@ -68,20 +72,15 @@ def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
 
 
 def _nearest(name: str, key: str, ranks: int, microbatches: int, per_rank: int) -> str:
-    """What ``key`` ("stages" or "ranks") may be instead, below and above; nothing where it is not at fault."""
+    """What ``key`` ("stages" or "ranks") may be instead: with these micro-batches, else with more of them."""
 
     def nearest(legal: Callable[[int], bool]) -> list[int]:
         below = next(([n] for n in range(ranks - 1, 0, -1) if legal(n)), [])
         return below + next(([n] for n in range(ranks + 1, 2 * ranks + 2) if legal(n)), [])
 
-    def with_plenty(n: int) -> bool:
-        return not catalog.problems(name, n, 4 * n, per_rank)
-
-    if with_plenty(ranks):
-        return ""
-    with_these = nearest(lambda n: not catalog.problems(name, n, microbatches, per_rank))
-    pieces = per_rank if key == "stages" else 1
-    return "; write " + " or ".join(f"{key}={n * pieces}" for n in with_these or nearest(with_plenty))
+    found = nearest(lambda n: not catalog.problems(name, n, microbatches, per_rank))
+    found = found or nearest(lambda n: not catalog.problems(name, n, 4 * n, per_rank))
+    return " or ".join(f"{key}={n * per_rank if key == 'stages' else n}" for n in found)
 
 
 def make(case: Case, max_activations: int | None = None) -> tuple[Schedule, Durations, float | None]:
