@@ -46,7 +46,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
         return MicroBatch(torch.from_numpy(job.train_source.sequences(numbers)).to(job.place.device))
 
-    schedule = job.training_schedule(num_microbatches)  # before the clocks start: it may have to be searched for
+    schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
     trace = None
     if traced:
         dist.barrier()  # ranks of a pipeline start their clocks together
