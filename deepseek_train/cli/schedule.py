@@ -2,22 +2,24 @@
 
 usage: deepseek-schedule name=dualpipe [key=value ...]
 
-  name=dualpipe           gpipe 1f1b interleaved_1f1b zb_h1 zb_v dualpipe dualpipe_v; all: a table of them;
-                          auto: search for these times a schedule never slower than dualpipe and 1f1b (some seconds)
+  name=dualpipe           gpipe 1f1b interleaved_1f1b zb_h1 zb_v dualpipe dualpipe_v; all: a table of these;
+                          auto, which is not in it: search for these times (up to some 10 seconds) a schedule never
+                          slower than 1f1b and dualpipe, where they are legal and fit max_activations
   file=my.schedule        instead of name: a schedule as output=schedule prints it; it is checked first
   stages=8                pipeline stages of the model; zb_v, dualpipe_v and interleaved_1f1b put 2 on a rank
   ranks=4                 instead of stages: the same model on as many ranks. The times are then those of 1/ranks of
                           the model; where a rank holds 2 stages, each is half of that and takes half as long.
   microbatches=20         of one step
   stages_per_rank=2       of interleaved_1f1b
-  memory=9                name=auto: most live activations on a rank, and most of these and queued weight gradients
-                          together; default: stages + 1, what dualpipe needs
+  max_activations=9       name=auto: most live activations of a rank, queued weight gradients counted with them;
+                          default: stages + 1, what dualpipe needs: with less it does not fit
   times.forward=1         of one micro-batch in one stage, in any unit; or a list: times.forward=[1,2,1,1]
   times.backward_input=1    input gradients; a full backward takes this and the next
   times.backward_weight=1   weight gradients
   times.overlapped=3        a forward and a full backward run as one; default: the sum of the three above
   times.latency=0           of a message to another rank
-  measured=FILE           instead of times: what a run measured, its report/durations.json
+  measured=FILE           instead of times: what a run measured, its report/durations.json; stages are
+                          as many as it lists unless you give them, and no other number will do
   output=text             text: drawing and facts, json: facts, schedule: the steps of every rank;
                           svg, png: a picture, perfetto: a trace for ui.perfetto.dev
   path=FILE               where to write svg, png, perfetto; default: NAME-STAGESxMICROBATCHES in this folder
@@ -100,7 +102,7 @@ def _chosen(request: ScheduleRequest) -> tuple[Schedule, Durations, float | None
     case = make_case(request, schedule_name(request))
     if isinstance(case, list):
         raise UsageError(case)
-    return make(case, request.memory)
+    return make(case, request.max_activations)
 
 
 def _show(request: ScheduleRequest, schedule: Schedule, times: Durations, formula: float | None) -> None:

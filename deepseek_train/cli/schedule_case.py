@@ -28,14 +28,18 @@ class Case:
 
 
 def with_measured(request: ScheduleRequest) -> ScheduleRequest:
-    """``request`` with the times of the file it names. Raises UsageError where that is no file of times."""
+    """``request`` with the times of the file it names, and its number of stages where it gives none. Raises
+    UsageError where that is no file of times."""
     if request.measured is None:
         return request
     try:
         found = durations_from_json(Path(request.measured).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError([f"measured={request.measured}: {error}"]) from error
-    return replace(request, times=Times(**vars(found)))
+    counts = [len(seconds) for seconds in vars(found).values() if isinstance(seconds, tuple)]
+    given = request.stages is not None or request.ranks is not None or request.file is not None
+    stages = request.stages if given or not counts else counts[0]
+    return replace(request, times=Times(**vars(found)), stages=stages)
 
 
 def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
@@ -53,7 +57,13 @@ def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
             problems.append(f"stages={shares}: {name} puts {per_rank} stages on every rank; use {nearest}")
     microbatches = 20 if request.microbatches is None else request.microbatches
     if not problems and name != AUTO:
-        problems += catalog.problems(name, ranks, microbatches, per_rank)
+        of_ranks = catalog.problems(name, ranks, 4 * ranks, per_rank)  # whatever the micro-batches
+        key = "stages" if request.ranks is None else "ranks"
+        for problem in catalog.problems(name, ranks, microbatches, per_rank):
+            mend = (
+                f"; write {_nearest(name, key, ranks, microbatches, per_rank)}" if problem in of_ranks else ""
+            )
+            problems.append(problem + mend)
     problems += time_problems(request.times, shares)
     if problems:
         return problems
@@ -61,10 +71,22 @@ def make_case(request: ScheduleRequest, name: str) -> Case | list[str]:
     return Case(name, ranks, microbatches, per_rank, durations(request.times, pieces))
 
 
-def make(case: Case, memory: int | None = None) -> tuple[Schedule, Durations, float | None]:
-    """The schedule, the times of its stages and the closed form of its bubble. ``memory`` limits the search."""
+def _nearest(name: str, key: str, ranks: int, microbatches: int, per_rank: int) -> str:
+    """What ``key`` ("stages" or "ranks") may be instead: with these micro-batches, else with more of them."""
+
+    def nearest(legal: Callable[[int], bool]) -> list[int]:
+        below = next(([n] for n in range(ranks - 1, 0, -1) if legal(n)), [])
+        return below + next(([n] for n in range(ranks + 1, 2 * ranks + 2) if legal(n)), [])
+
+    found = nearest(lambda n: not catalog.problems(name, n, microbatches, per_rank))
+    found = found or nearest(lambda n: not catalog.problems(name, n, 4 * n, per_rank))
+    return " or ".join(f"{key}={n * per_rank if key == 'stages' else n}" for n in found)
+
+
+def make(case: Case, max_activations: int | None = None) -> tuple[Schedule, Durations, float | None]:
+    """The schedule, the times of its stages and the closed form of its bubble. ``max_activations`` limits a search."""
     if case.name == AUTO:
-        return auto.best(case.ranks, case.microbatches, case.times, memory), case.times, None
+        return auto.best(case.ranks, case.microbatches, case.times, max_activations), case.times, None
     schedule = catalog.make_schedule(case.name, case.ranks, case.microbatches, case.stages_per_rank)
     formula = catalog.formula_bubble(case.name, case.stages, case.times, case.stages_per_rank)
     return schedule, case.times, formula

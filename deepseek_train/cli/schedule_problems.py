@@ -16,14 +16,14 @@ from deepseek_train.cli.schedule_request import (
 from deepseek_train.schedule import catalog
 from deepseek_train.schedule.simulate import Seconds
 
-_SIZES = ("name", "stages", "ranks", "microbatches", "stages_per_rank", "memory")
+_SIZES = ("name", "stages", "ranks", "microbatches", "stages_per_rank", "max_activations")
 
 
 def request_problems(request: ScheduleRequest) -> list[str]:
     """Everything that is wrong with a request in itself; what only a file can show comes later."""
     problems = [
         f"{key}={value}: not a positive number"
-        for key in ("stages", "ranks", "microbatches", "stages_per_rank", "memory")
+        for key in ("stages", "ranks", "microbatches", "stages_per_rank", "max_activations")
         if (value := getattr(request, key)) is not None and value < 1
     ]
     sizes_are_positive = not problems
@@ -31,7 +31,7 @@ def request_problems(request: ScheduleRequest) -> list[str]:
     for field, value in zip(fields(Times), values, strict=True):
         wrong = [v for v in _entries(value) if not (math.isfinite(v) and v >= 0)]
         problems += [f"times.{field.name}={v:g}: not a time; write 0 or more" for v in wrong[:1]]
-    if not any(v > 0 for value in values[:-1] for v in _entries(value)):
+    if not any(v > 0 for value in values[:3] for v in _entries(value)):
         problems.append("all times are 0: there is nothing to draw; give times.forward or others more than 0")
     if request.measured is not None and request.times != Times():
         problems.append("measured and times.* are both given: write one of them")
@@ -55,8 +55,8 @@ def _name_problems(request: ScheduleRequest, sizes_are_positive: bool) -> list[s
     name = schedule_name(request)
     if request.stages is not None and request.ranks is not None:
         problems.append("stages and ranks are both given: write one, the other follows from the schedule")
-    if request.memory is not None and name != AUTO:
-        problems.append(f"memory is a limit for name=auto alone: {name} needs what it needs")
+    if request.max_activations is not None and name != AUTO:
+        problems.append(f"max_activations is a limit for name=auto alone: {name} needs what it needs")
     if name == ALL:
         if request.output not in ("text", "json"):
             problems.append(f"output={request.output} shows one schedule: with name=all write text or json")

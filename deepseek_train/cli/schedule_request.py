@@ -30,7 +30,7 @@ class ScheduleRequest:
     ranks: int | None = None
     microbatches: int | None = None
     stages_per_rank: int | None = None
-    memory: int | None = None
+    max_activations: int | None = None
     times: Times = Times()
     measured: str | None = None  # a file of times instead
     output: str = "text"

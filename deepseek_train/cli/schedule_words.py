@@ -49,7 +49,7 @@ def legend(timeline: Timeline) -> str:
 
 
 def table(rows: Sequence[Row], equal_ranks: bool) -> str:
-    """A line for each schedule, and below them how to read it."""
+    """What is compared, a line for each schedule, and how to read them."""
     cells = [None if isinstance(found, list) else _cells(found, equal_ranks) for _, found in rows]
     widths = [max(map(len, column)) for column in zip(_HEAD, *filter(None, cells), strict=True)]
     margin = max(len(name) for name, _ in rows)
@@ -59,7 +59,7 @@ def table(rows: Sequence[Row], equal_ranks: bool) -> str:
         texts.append(f"{name:<{margin}}  " + ("  ".join(map(str.rjust, line, widths)) if line else why))
     caption = _EQUAL_RANKS if equal_ranks else _EQUAL_STAGES
     how = "bubble, activations (live, in micro-batches of a stage) and weight queue: of the ranks the least - the most."
-    return "\n".join([*texts, "", caption, how])
+    return "\n".join([caption, "", *texts, "", how])
 
 
 def _cells(facts: Facts, equal_ranks: bool) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ class ScheduleConfig:
     stages_per_rank: int = 2  # of interleaved_1f1b; the others have their own number
     # auto: what each stage takes, a run's report/durations.json. None: estimated from its operations.
     durations: str | None = None
-    max_activations: int | None = None  # auto: most live micro-batches of a rank. None: as many as DualPipe's
+    # auto: most live activations of a rank, queued weight gradients counted with them. None: stages + 1, DualPipe's.
+    max_activations: int | None = None
 
 
 @dataclass(frozen=True)

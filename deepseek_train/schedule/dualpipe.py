@@ -50,7 +50,7 @@ def _placement_problems(num_ranks: int, num_microbatches: int) -> list[str]:
     if num_ranks < 2 or num_ranks % 2:
         faults.append(
             f"DualPipe pairs rank r with rank P-1-r and needs an even number of pipeline ranks, "
-            f"got {num_ranks}: use {max(2, num_ranks + num_ranks % 2)} ranks, or 1f1b"
+            f"got {num_ranks}: use {_even_neighbours(num_ranks)} ranks, or 1f1b"
         )
     if num_microbatches < 2 or num_microbatches % 2:
         faults.append(
@@ -58,6 +58,10 @@ def _placement_problems(num_ranks: int, num_microbatches: int) -> list[str]:
             f"got {num_microbatches}: use {max(2, num_microbatches + num_microbatches % 2)}, or 1f1b"
         )
     return faults
+
+
+def _even_neighbours(count: int) -> str:
+    return f"{count - 1} or {count + 1}" if count > 2 else "2"
 
 
 def _steps(placement: Placement, rank: int) -> Iterator[Step]:

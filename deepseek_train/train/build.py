@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.config.schema import ModelConfig, RunConfig, ScheduleConfig
+from deepseek_train.config.schema import ModelConfig, RunConfig
 from deepseek_train.data.loader import TokenSource
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
@@ -24,13 +23,13 @@ from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.forward_only import forward_only
-from deepseek_train.schedule.simulate import Durations
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
 from deepseek_train.train.preflight import open_source
-from deepseek_train.train.schedule_plan import durations_for, placement_for, schedule_for
+from deepseek_train.train.schedule_plan import durations_for, placement_for
+from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
 from deepseek_train.train.stage_plan import plan_stages
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -59,7 +58,7 @@ class Job:
     train_source: TokenSource
     validation_source: TokenSource
     placement: Placement  # where stages are; also of evaluations
-    durations: Durations  # of each stage, the same on all ranks
+    schedules: ScheduleStore  # of training steps
     evaluation: PreparedSchedule
 
     @property
@@ -67,22 +66,14 @@ class Job:
         return self.mesh.layout
 
     def training_schedule(self, num_microbatches: int) -> PreparedSchedule:
-        pp, durations = self.layout.pp, self.durations
-        return _prepare(self.config.schedule, pp, num_microbatches, durations, self.mesh.pp_rank)
+        """Of a step; collective, where it is new (``ScheduleStore.of``)."""
+        return self.schedules.of(num_microbatches)
 
     def router_biases(self) -> Iterator[tuple[int, Tensor]]:
         """(layer, balance bias) of every MoE layer on this rank."""
         for stage in self.stages.values():
             for layer, router in stage.routers():
                 yield layer, router.bias
-
-
-@lru_cache(maxsize=8)
-def _prepare(
-    config: ScheduleConfig, pp: int, num_microbatches: int, durations: Durations, pp_rank: int
-) -> PreparedSchedule:
-    """Batch sizes come back step after step: lowering a schedule anew each time would cost more than some steps."""
-    return PreparedSchedule(schedule_for(config, pp, num_microbatches, durations), pp_rank)
 
 
 def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
@@ -92,8 +83,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     # Evaluation's placement: stages are where training has them, whatever the number of micro-batches.
     placement = placement_for(config.schedule, layout.pp, eval_microbatches(config))
     specs = plan_stages(config, layout.pp)
-    durations = [durations_for(config, specs)]
-    dist.broadcast_object_list(durations)  # read from a file that may differ between nodes
+    durations = told_by_rank_0(lambda: durations_for(config, specs))  # a file that may differ between nodes
     mesh = make_mesh(
         layout,
         placement,
@@ -123,7 +113,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         train_source=open_source(config, "train"),
         validation_source=open_source(config, "validation"),
         placement=placement,
-        durations=durations[0],
+        schedules=ScheduleStore(config.schedule, layout.pp, mesh.pp_rank, durations),
         evaluation=PreparedSchedule(forward_only(placement), mesh.pp_rank),
     )
 

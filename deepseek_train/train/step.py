@@ -46,11 +46,12 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
         return MicroBatch(torch.from_numpy(job.train_source.sequences(numbers)).to(job.place.device))
 
+    schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
     trace = None
     if traced:
         dist.barrier()  # ranks of a pipeline start their clocks together
         trace = Trace(job.mesh.pp_rank, job.place.device)
-    ran = job.executor.run(job.training_schedule(num_microbatches), batch_of, scales, trace)
+    ran = job.executor.run(schedule, batch_of, scales, trace)
     job.optimizer.reduce()
     outcome = job.optimizer.step(lr)
     totals = _total(job, ran)

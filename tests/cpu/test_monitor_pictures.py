@@ -1,6 +1,7 @@
 """What can be said about pictures without eyes: their numbers, colours where they matter, bytes."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from deepseek_train.monitor.pictures.load import draw_expert_load, draw_max_viol
 from deepseek_train.monitor.pictures.loss import draw_loss, smooth
 from deepseek_train.monitor.pictures.timeline import draw_timeline
 from deepseek_train.schedule.action import Kind
+from deepseek_train.schedule.catalog import make_schedule
 from deepseek_train.schedule.rows import pairs, reverse_microbatches
+from deepseek_train.schedule.simulate import Durations, simulate
 from deepseek_train.schedule.timeline import Span, Timeline
 from tests.cpu.monitor_samples import EXPOSED_SHARE, STEP, make_history, make_timeline, with_phases
 
@@ -40,6 +43,19 @@ def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
             first, second = draw(tmp_path / f"a.{suffix}"), draw(tmp_path / f"b.{suffix}")
             assert first.read_bytes() == second.read_bytes()
         assert b"<svg" in first.read_bytes()[:500]
+
+
+def test_an_svg_writes_every_style_once(tmp_path: Path) -> None:
+    """DeepSeek's figure, 8 ranks and 20 micro-batches: small enough to keep in a repository, its words whole."""
+    timeline = simulate(make_schedule("dualpipe", 8, 20), Durations(1.0, 1.0, 1.0, 3.0))
+    text = draw_timeline(timeline, tmp_path / "figure.svg", "1.23456").read_text()
+    assert len(text) < 100_000
+    assert len(re.findall(r"<text ", text)) > 300
+    assert "1.23456: " in text
+    styles = re.findall(r'style="([^"]*)"', text)
+    assert len(styles) == len(set(styles))
+    classes = set(re.findall(r'class="(s\d+)"', text))
+    assert classes == set(re.findall(r"^\.(s\d+){", text, re.MULTILINE))
 
 
 def test_smoothing_keeps_a_straight_line_and_shrinks_noise() -> None:

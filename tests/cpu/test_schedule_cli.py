@@ -10,6 +10,8 @@ import pytest
 
 from deepseek_train.cli.schedule import main
 from deepseek_train.schedule import catalog
+from deepseek_train.schedule.measured import durations_to_json
+from deepseek_train.schedule.simulate import Durations
 from deepseek_train.schedule.text import from_text, to_text
 
 UNIT = [
@@ -113,24 +115,24 @@ def test_files(
 
 def test_all_schedules_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "name=all", "stages=8", "microbatches=20").splitlines()
-    rows = {line.split()[0]: line.split() for line in lines[1 : 1 + len(catalog.NAMES)]}
+    rows = {line.split()[0]: line.split() for line in lines[4 : 4 + len(catalog.NAMES)]}
     assert tuple(rows) == catalog.NAMES
     assert rows["dualpipe"][1:8] == ["8", "8", "66", "9.1", "6", "6", "9"]
     assert rows["1f1b"][1:] == ["8", "8", "81", "25.9", "21", "21", "1", "-", "8", "0"]
     assert rows["dualpipe_v"][1:3] == ["8", "4"]
-    assert "half as many ranks" in lines[-3]
+    assert "half as many ranks" in lines[0]
     equal = printed(capsys, "name=all", "ranks=4", "microbatches=16").splitlines()
     folded = next(line for line in equal if line.startswith("dualpipe_v"))
     assert folded.split()[1:3] == ["8", "4"]
     assert "9 x 1/2" in folded
-    assert "same" in equal[-3]
+    assert "same" in equal[0]
 
 
 def test_schedules_that_the_sizes_do_not_allow_are_rows_that_say_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     sizes = ["name=all", "stages=7", "microbatches=3"]
-    rows = {line.split()[0]: line for line in printed(capsys, *sizes).splitlines()[1:8]}
+    rows = {line.split()[0]: line for line in printed(capsys, *sizes).splitlines()[4:11]}
     assert "stages=7: zb_v puts 2 stages on every rank; use stages=6 or stages=8" in rows["zb_v"]
     assert "needs an even number of pipeline ranks, got 7" in rows["dualpipe"]
     listed = facts(capsys, *sizes)
@@ -147,9 +149,21 @@ def test_a_search_keeps_its_limit_and_loses_to_no_schedule_of_the_report(
     found, dualpipe = facts(capsys, "name=auto", *sizes), facts(capsys, "name=dualpipe", *sizes)
     assert (found["name"], found["stages"], found["formula_bubble"]) == ("auto", 2, None)
     assert found["makespan"] <= dualpipe["makespan"]
-    tight = facts(capsys, "name=auto", "memory=1", *sizes)
+    tight = facts(capsys, "name=auto", "max_activations=1", *sizes)
     assert max(tight["peak_activations"]) <= 1 < max(found["peak_activations"])
     assert tight["makespan"] > found["makespan"]
+
+
+def test_a_file_of_measured_times_says_how_many_stages_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "durations.json"
+    path.write_text(durations_to_json(Durations((1.0, 2.0), 1.0, 1.0, 3.0)))
+    assert facts(capsys, "name=1f1b", f"measured={path}")["stages"] == 2
+    assert facts(capsys, "name=zb_v", f"measured={path}")["ranks"] == 1
+    assert facts(capsys, "name=1f1b", "ranks=2", f"measured={path}")["times"]["forward"] == [1, 2]
+    assert main(["name=1f1b", "stages=4", f"measured={path}"]) == 2
+    assert "times.forward lists 2 times for 4 stages" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

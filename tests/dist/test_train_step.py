@@ -2,19 +2,26 @@
 
 import random
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.prepare import prepare
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.schedule.catalog import make_schedule
+from deepseek_train.schedule.check import check
 from deepseek_train.schedule.dataflow import actions_of
+from deepseek_train.schedule.measured import durations_from_json, durations_to_json
+from deepseek_train.schedule.simulate import Durations
+from deepseek_train.schedule.text import from_text, to_text
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.build import Job, build
 from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.state import Progress
 from deepseek_train.train.step import evaluate, train_step
 from tests.dist.composed import compose_config
@@ -232,6 +239,60 @@ def skip_a_step(rank: int, _world_size: int, config: RunConfig) -> None:
 @pytest.mark.parametrize("layout", ["pp2 dp2 ep2"])
 def test_a_skipped_step_moves_neither_weights_nor_biases(layout: str, configs: dict[str, RunConfig]) -> None:
     run_ranks(skip_a_step, WORLD, configs[layout])
+
+
+def train_on_two(rank: int, world_size: int, config: RunConfig) -> tuple[list[float], list[str]]:
+    """Losses of three steps, and the schedules that rank 0 told meanwhile."""
+    place = Place(rank, world_size, rank, world_size, torch.device("cpu"))
+    job, progress, losses, told = build(config, resolve_layout(config, world_size), place), Progress(), [], []
+    broadcast = dist.broadcast_object_list
+
+    def listen(found: list[str], src: int) -> None:
+        broadcast(found, src=src)
+        told.append(found[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "broadcast_object_list", listen)
+        for _ in range(STEPS):
+            progress, metrics = train_step(job, progress, traced=False)
+            losses.append(metrics.loss)
+    return losses, told
+
+
+def test_a_searched_schedule_trains_as_dualpipe_does(configs: dict[str, RunConfig], tmp_path: Path) -> None:
+    """Rank 0 alone knows the times: both run what it found, told once for one number of micro-batches."""
+    plain = replace(configs["pp4"], parallel=replace(configs["pp4"].parallel, pp=2))
+    times = tmp_path / "durations.json"
+    times.write_text(durations_to_json(Durations((1.0, 1.4), (1.0, 1.4), (1.0, 1.4), (2.7, 3.8))))
+    schedule = replace(plain.schedule, name="auto", durations=str(times))
+    auto = replace(plain, schedule=schedule)
+    assert preflight(auto, 2) == []
+    (wanted, nothing), _ = run_ranks(train_on_two, 2, plain)
+    (found, told), other = run_ranks(train_on_two, 2, auto)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert other == (found, told)
+    assert (len(nothing), len(told)) == (0, 1)
+    assert told[0] != to_text(make_schedule("dualpipe", 2, BATCH // 2)).replace("dualpipe", "auto", 1)
+    check(from_text(told[0]))
+
+
+def read_times(rank: int, _world_size: int, path: Path) -> str:
+    """Rank 1 never looks: it would find nothing."""
+    with pytest.raises((ValueError, OSError)) as raised:
+        told_by_rank_0(
+            lambda: durations_from_json(path.read_text()) if rank == 0 else pytest.fail("not mine")
+        )
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[1]", None])
+def test_what_rank_0_cannot_read_every_rank_says(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "durations.json"
+    if text is not None:
+        path.write_text(text)
+    first, second = run_ranks(read_times, 2, path)
+    assert first == second
+    assert ("one JSON object" if text else "No such file") in first
 
 
 def test_the_layouts_are_what_they_are_called(configs: dict[str, RunConfig]) -> None:

@@ -91,7 +91,7 @@ def _actions(schedule: Schedule) -> list[tuple[Kind, int, int]]:
 @pytest.mark.parametrize(
     ("name", "sizes", "mends"),
     [
-        ("dualpipe", (5, 7), ["use 6 ranks", "use 8", "use 10 or more"]),
+        ("dualpipe", (5, 7), ["use 4 or 6 ranks", "use 8", "use 10 or more"]),
         ("dualpipe_v", (4, 7), ["use 8 or more, 3 ranks or fewer, or zb_v"]),
         ("dualpipe_v", (3, 1), ["use 6 or more, or zb_v"]),
         ("dualpipe_v", (0, 0), ["pipeline rank, got 0: use 1 or more", "micro-batch, got 0"]),

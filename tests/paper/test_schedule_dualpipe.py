@@ -81,7 +81,7 @@ def test_overlapped_pairs_of_the_published_run() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "mend"),
-    [((3, 12), "use 4 ranks"), ((1, 4), "use 2 ranks"), ((4, 9), "use 10"), ((8, 14), "use 16 or more")],
+    [((3, 12), "use 2 or 4 ranks"), ((1, 4), "use 2 ranks"), ((4, 9), "use 10"), ((8, 14), "use 16 or more")],
 )
 def test_sizes_it_cannot_run_are_refused_with_a_mend(sizes: tuple[int, int], mend: str) -> None:
     with pytest.raises(ValueError, match=mend):

@@ -1,5 +1,6 @@
 """How all pictures look. Figures are objects of their own: pyplot and its global state are never touched."""
 
+from io import StringIO
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from deepseek_train.monitor import numbers
+from deepseek_train.monitor.pictures.svg import shrink
 
 INK = "#2b2b33"
 FAINT = "#d9dbe1"
@@ -43,8 +45,10 @@ def save(figure: Figure, path: Path) -> Path:
     """SVG if ``path`` ends so, else PNG; the same figure gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
-        with rc_context({"svg.hashsalt": "deepseek_train"}):
-            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+        with rc_context({"svg.hashsalt": "deepseek_train", "svg.fonttype": "none"}):
+            written = StringIO()
+            figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+        path.write_text(shrink(written.getvalue()), encoding="utf-8")
     else:
         figure.savefig(path, format="png", metadata={"Software": None})
     return path

@@ -1,15 +1,15 @@
 """The pipeline of one step, one row per rank, in the colours of the V3 report's figure 5."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from deepseek_train.monitor import numbers
-from deepseek_train.monitor.pictures.boxes import Box, box
+from deepseek_train.monitor.pictures.boxes import Box, box, together
 from deepseek_train.monitor.pictures.palette import COLOURS, IDLE, NAMES
 from deepseek_train.monitor.pictures.style import INK, dress, new_figure, save
 from deepseek_train.schedule.action import Kind
@@ -24,8 +24,7 @@ _ROW = 0.38  # inches
 class _Shapes:
     """Rectangles with their colours, drawn together."""
 
-    boxes: list[Box] = field(default_factory=list)
-    colours: list[str] = field(default_factory=list)
+    boxes: defaultdict[str, list[Box]] = field(default_factory=lambda: defaultdict(list))  # by colour
     frames: list[Box] = field(default_factory=list)
 
 
@@ -50,14 +49,16 @@ def draw_timeline(timeline: Timeline, path: Path, title: str = "Pipeline", unit:
     two = tones(timeline)
     points_per_second = (_WIDTH - 1.0) * 72 / makespan
     idle = [box(0, makespan, rank - 0.42, 0.84) for rank in range(timeline.num_ranks)]
-    axes.add_collection(PolyCollection(idle, facecolors=IDLE, linewidths=0))
+    axes.add_patch(together(idle, facecolor=IDLE, linewidth=0))
     shapes = _Shapes()
     for rank in range(timeline.num_ranks):
         for group in pairs([span for span in timeline.spans if span.rank == rank]):
             _place_group(axes, shapes, group, begin, two, points_per_second)
     edge = min(0.5, 0.02 * _WIDTH * 72 * timeline.num_ranks / len(timeline.spans))  # thin boxes, thin edges
-    axes.add_collection(PolyCollection(shapes.boxes, facecolors=shapes.colours, edgecolors="white", lw=edge))
-    axes.add_collection(PolyCollection(shapes.frames, facecolors="none", edgecolors=INK, lw=1.1))
+    for colour, boxes in shapes.boxes.items():
+        axes.add_patch(together(boxes, facecolor=colour, edgecolor="white", linewidth=edge))
+    if shapes.frames:
+        axes.add_patch(together(shapes.frames, facecolor="none", edgecolor=INK, linewidth=1.1))
     _legend(figure, {span.kind for span in timeline.spans}, two, bool(shapes.frames))
     return save(figure, path)
 
@@ -70,16 +71,15 @@ def _place_group(
     two: Tones,
     points_per_second: float,
 ) -> None:
-    together = share_time(group)
-    height = 0.42 if together else 0.84
+    at_once = share_time(group)
+    height = 0.42 if at_once else 0.84
     top = group[0].rank - 0.42
     for place, span in enumerate(group):
-        bottom = top + (place * height if together else 0)
+        bottom = top + (place * height if at_once else 0)
         x, width = span.start - begin, span.end - span.start
-        shapes.boxes.append(box(x, width, bottom, height))
-        shapes.colours.append(COLOURS[span.kind][two.is_second(span)])
+        shapes.boxes[COLOURS[span.kind][two.is_second(span)]].append(box(x, width, bottom, height))
         label = str(span.microbatch)
-        size = min(6.5 if together else 8.0, 1.3 * width * points_per_second / len(label))
+        size = min(6.5 if at_once else 8.0, 1.3 * width * points_per_second / len(label))
         if size >= 4.5:
             ink = "white" if two.is_second(span) else INK
             centre = (x + width / 2, bottom + height / 2)
