@@ -3,7 +3,7 @@ and DeepSpeed's DualPipeV engine, in turns, on stages that sleep.
 
     python -m benchmarks.pipeline_bubble                   # some 25 minutes; leave the machine alone
     python -m benchmarks.pipeline_bubble --overhead        # microseconds an action costs, into the same files
-    python -m benchmarks.pipeline_bubble --quick --output /tmp/bubble
+    python -m benchmarks.pipeline_bubble --quick --output FOLDER
 """
 
 import argparse

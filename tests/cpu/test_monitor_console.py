@@ -2,6 +2,7 @@ import io
 import math
 import os
 import pty
+import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,8 +73,11 @@ def test_terminal_shows_bar_below_the_lines() -> None:
         sink = ConsoleSink(30, 30 * 16_384, stream=terminal)
         run(sink, 15)
         sink.close()
-        shown = os.read(master, 1 << 20).decode()
+        shown = b""
+        while select.select([master], [], [], 0.2)[0]:  # a pseudo-terminal hands over a page at a time
+            shown += os.read(master, 1 << 20)
     os.close(master)
+    shown = shown.decode()
     assert "10/30" in shown
     assert "step 15/30  loss 8.8500" in shown
     assert "50%" in shown
