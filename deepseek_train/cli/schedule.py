@@ -125,7 +125,7 @@ def _show(request: ScheduleRequest, schedule: Schedule, times: Durations, formul
 
 def _write(request: ScheduleRequest, timeline: Timeline, facts: Facts) -> Path:
     size = f"{facts.stages}x{facts.microbatches}"
-    path = Path(request.path or f"{facts.name}-{size}{WRITTEN[request.output]}")
+    path = Path(request.path or f"{facts.name.replace('/', '_')}-{size}{WRITTEN[request.output]}")
     if request.output == "perfetto":
         return write_trace(timeline, path, f"{facts.name} {size}")
     title = f"{facts.name}, {facts.stages} stages on {facts.ranks} ranks, {facts.microbatches} micro-batches"

@@ -44,7 +44,11 @@ def request_problems(request: ScheduleRequest) -> list[str]:
     if request.path is not None and not request.path.endswith(suffix):
         problems.append(f"path={request.path}: output={request.output} is a file that ends in {suffix}")
     if request.file is not None:
-        given = [k for k in _SIZES if getattr(request, k) is not None]
+        given = [k for k in _SIZES if getattr(request, k) is not None and k != "max_activations"]
+        if request.max_activations is not None:
+            problems.append(
+                f"max_activations is a limit for name=auto alone, not for the file {request.file}"
+            )
         problems += [f"{key} is in the file {request.file} already: leave {key}=.. away" for key in given]
         return problems
     return problems + _name_problems(request, sizes_are_positive)

@@ -124,6 +124,11 @@ def _weight(stage: int, microbatch: int) -> Action:
 def _check_placement(placement: Placement, num_rows: int) -> None:
     if num_rows != placement.num_ranks:
         raise ScheduleError(f"{num_rows} rows for {placement.num_ranks} ranks: write one row for each rank")
+    if num_rows < 1 or placement.num_microbatches < 1:
+        what = f"{num_rows} ranks and {placement.num_microbatches} micro-batches"
+        raise ScheduleError(
+            f"{what} have nothing to do: a schedule has 1 or more of both, and a row for each rank"
+        )
     for stage, ranks in enumerate(placement.ranks_SX):
         outside = [rank for rank in ranks if not 0 <= rank < placement.num_ranks]
         if outside:

@@ -86,7 +86,10 @@ def durations_to_json(durations: Durations) -> str:
 def durations_from_json(text: str) -> Durations:
     """Raises ValueError where ``text`` is not what ``durations_to_json`` writes."""
     names = [field.name for field in fields(Durations)]
-    found = json.loads(text)
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is no JSON ({error}), where a run's report/durations.json belongs") from error
     if not isinstance(found, dict) or found.keys() != set(names):
         raise ValueError(f"measured durations are one JSON object with {', '.join(sorted(names))}")
     for name, value in found.items():

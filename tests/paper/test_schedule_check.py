@@ -107,3 +107,12 @@ def test_the_placement_itself_is_checked() -> None:
     placed_on_two = from_text(TWO_RANKS + "rank 0: 0F0\nrank 1: 1F0")
     with pytest.raises(ScheduleError, match="1 rows for 2 ranks"):
         check(Schedule("x", placed_on_two.placement, placed_on_two.steps_R[:1]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1f1b microbatches=0 stages=0,1\nrank 0:\nrank 1:\n", "1f1b microbatches=4 stages=0\n"],
+)
+def test_a_schedule_without_work_or_ranks_is_refused(text: str) -> None:
+    with pytest.raises(ScheduleError, match="have nothing to do"):
+        check(from_text(text))
