@@ -34,7 +34,7 @@ def size_problems(experts: int, replicas: int, groups: int, nodes: int, gpus: in
         why = f"{experts} experts are no {groups} groups of one size"
         problems.append(f"groups={groups}: {why}; write {_nearest('groups', divisors, groups)}")
     if min(nodes, gpus) > 0 and gpus % nodes:
-        multiples = (gpus // nodes * nodes, (gpus // nodes + 1) * nodes)
+        multiples = [n * nodes for n in (gpus // nodes, gpus // nodes + 1) if n]
         why = f"{nodes} nodes do not hold equally many of them"
         problems.append(f"gpus={gpus}: {why}; write {_nearest('gpus', multiples, gpus)}")
     if gpus > 0 and replicas >= experts and replicas % gpus:
@@ -48,6 +48,6 @@ def size_problems(experts: int, replicas: int, groups: int, nodes: int, gpus: in
 
 
 def _nearest(name: str, fitting: Sequence[int], given: int) -> str:
-    below = [n for n in fitting if n < given and (n or name == "redundant")][-1:]
+    below = [n for n in fitting if n < given][-1:]
     above = [n for n in fitting if n > given][:1]
     return " or ".join(f"{name}={n}" for n in below + above)
