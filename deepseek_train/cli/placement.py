@@ -13,7 +13,8 @@ usage: deepseek-placement run=FOLDER gpus=N [key=value ...]
 
 A copy takes an equal share of its expert's tokens. Before: experts in their order, no copies. After: busy experts
 copied, copies placed (DeepSeek-V3 report, section 3.4.1; greedy, as EPLB). max/mean of the GPUs' loads is how much
-longer experts take than with perfect balance; 1 is perfect.
+longer experts take than with perfect balance; 1 is perfect. Greedy is not best: two copies may share a GPU, and a lucky
+order of experts may be better than what comes out.
 
 output=json is one object: gpus, nodes, groups, redundant, grouped (each group on one node), and layers, a list of
 layer, max_over_mean_before, max_over_mean_after, copies (of each expert), physical_to_logical (the expert in each

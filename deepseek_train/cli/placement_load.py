@@ -1,6 +1,7 @@
 """Expert loads for ``deepseek-placement``: from a run, or from a file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from deepseek_train.train.folder import CONFIG_FILE, METRICS_FILE
 class ExpertLoads:
     """Tokens of each expert, of each MoE layer in ascending order, and where they are from, in words."""
 
-    by_layer: dict[int, tuple[float, ...]]
+    by_layer: Mapping[int, tuple[float, ...]]
     source: str
 
 

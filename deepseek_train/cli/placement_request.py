@@ -56,8 +56,8 @@ def _understand(request: PlacementRequest, understood: list[Question]) -> list[s
     except UsageError as error:
         problems += error.problems
     groups = 1 if groups is None else groups
-    wrong_loads = [] if loads is None else load_problems(loads.by_layer)
-    problems += [f"load={request.load}: {problem}" for problem in wrong_loads]
+    wrong_loads = [] if loads is None else [f"{loads.source}: {p}" for p in load_problems(loads.by_layer)]
+    problems += wrong_loads
     if request.gpus is None:
         return problems
     redundant, experts = max(request.redundant, 0), max(groups * request.gpus, 1)

@@ -12,7 +12,8 @@ Otherwise there is one group and one node: an expert may go anywhere. Ties: the 
 
 How good it is. A pack of step 1 or 3 holds at most one item (group, copy) more load than any other, so at most
 mean + (1 - 1/packs) * heaviest item; step 2 makes the heaviest copy of a node as light as any number of copies can.
-It is greedy all the same: a lucky order of experts, left as it is, may be better (3 3 0 | 2 2 2).
+It is greedy all the same: a lucky order of experts, left as it is, may be better (3 3 0 | 2 2 2); and two copies of
+an expert may meet on one GPU, where the second brings nothing.
 
 Shape suffixes: L layers, E experts of the model, P replicas (places for an expert), C copies of the most copied
 expert, G GPUs.
