@@ -50,8 +50,8 @@ def errors(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
 
 def test_text_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, f"run={run}", *FITS, "steps=2").splitlines()
-    # Layer 1, tokens of a step: groups 2 2 41 3. Before: GPU 2 has 41 of 48. After: expert 4 in three places beside
-    # 5 and 3 others; node 0 has 13.33 and twice 1 of its places on each GPU.
+    # Layer 1, of a step: groups have 2 2 41 3, so GPU 2 has 41 before, and 12 would be even. Node 0 takes groups 2
+    # and 1 (1 1 40 1: expert 4 three times), its GPUs 13.3 + 13.3 + 1 and 13.3 + 1 + 1. Node 1: 7 is halved, then 0.
     assert lines[:4] == [
         f"load: steps 11 to 12 of {run} (2 with loads)",
         "8 experts + 4 redundant on 4 GPUs: 3 on each. Nodes: 2. Groups: 4, each on one node.",
@@ -59,10 +59,10 @@ def test_text_of_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "layer  before   after  copied experts",
     ]
     assert lines[4:8] == [
-        "    1   3.417   1.806  4 x3, 2, 7",
+        "    1   3.417   2.306  4 x3, 0, 7",
         "    3   1.000   1.000  0, 1, 2, 3",
-        " mean   2.208   1.403",
-        "worst   3.417   1.806",
+        " mean   2.208   1.653",
+        "worst   3.417   2.306",
     ]
 
 
