@@ -9,13 +9,15 @@ import time
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from benchmarks.overlap.network import Shaped, Wire
 from benchmarks.overlap.times import F, I, LayerTimes, W
-from deepseek_train.parallel.exchange import Exchange, ExpertGroup
+from deepseek_train.parallel.expert.group import Among, ExpertGroup
+from deepseek_train.parallel.expert.journey import UNCHANGED, Hop, Journey, Sum
 from deepseek_train.phases.parcel import Parcel
 from deepseek_train.phases.phase import Move, Phase, Row
 from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
@@ -65,7 +67,9 @@ class SleepingStage:
         b, t, d = shape_BTD
         per_byte = 1 / (b * t * d * 4)  # all rows of a micro-batch, in FP32, take the set time
         rows_P = [b * t // group.size] * group.size
-        exchange = Exchange(rows_P, rows_P, group)
+        rows_S = torch.arange(b * t)
+        hop = Hop(Among.ALL, rows_S, (Sum(rows_S, b * t),), rows_P, rows_P)
+        exchange = Journey((hop,), group, UNCHANGED, remote_pairs=0)
         self._there, self._and_back = (
             Shaped(exchange, wire, times.of(role, F) * per_byte, times.of(role, I) * per_byte)
             for role in (Role.DISPATCH, Role.COMBINE)

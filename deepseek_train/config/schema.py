@@ -69,6 +69,9 @@ class ParallelConfig:
     ep: int = 1  # expert-parallel ranks; divides dp
     # Transformer layers of each pipeline stage, "3|4*14|2" (4*14: fourteen stages of 4). None: stages of even cost.
     layers: str | None = None
+    # How tokens get to experts: flat, one all-to-all; two_hop, once across to each node, then inside it; deep_ep,
+    # DeepSeek's library. auto: two_hop where an expert group spans nodes and lies evenly on them, else flat.
+    dispatcher: Literal["auto", "flat", "two_hop", "deep_ep"] = "auto"
     check_splits: bool = (
         False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
     )
@@ -94,6 +97,9 @@ class PrecisionConfig:
 
     params: Literal["fp32", "bf16"] = "fp32"  # weights and activations
     moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's two moments (V3: bf16)
+    # On the wire: tokens on their way to experts, and gradients of results (V3: fp8); all on the way home (V3: bf16).
+    dispatch: Literal["params", "bf16", "fp8"] = "params"
+    combine: Literal["params", "bf16"] = "params"
 
 
 @dataclass(frozen=True)

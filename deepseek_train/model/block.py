@@ -1,7 +1,7 @@
 """One transformer block as its phases: attend -> dispatch -> experts -> combine, or attend -> feed forward.
 
-On either side of an exchange stands its local end: ``pack`` picks the rows to send, ``unpack`` sums those that
-came back.
+Before a dispatch, what the routers have decided is exchanged (``announce``) and made a plan of; the shared expert
+computes while tokens travel to the routed ones.
 
 Legend: B sequences, T positions, D hidden, R rope pairs.
 """
@@ -17,9 +17,9 @@ from deepseek_train.model.mla import LatentAttention
 from deepseek_train.model.norm import forgettable_norm
 from deepseek_train.model.router import Router, balance_loss
 from deepseek_train.model.swiglu import FeedForward
-from deepseek_train.model.values import Attended, Computed, Sent
-from deepseek_train.parallel.expert.flat import Dispatched, pack, route, unpack
-from deepseek_train.parallel.expert.plan import make_plan
+from deepseek_train.model.values import Attended, Sent
+from deepseek_train.parallel.expert.local import Dispatched
+from deepseek_train.parallel.expert.plan import DispatchPlan
 from deepseek_train.phases.parcel import Parcel
 from deepseek_train.phases.phase import Move, Phase, Row
 from deepseek_train.phases.values import Hidden, LayerLoad
@@ -70,7 +70,7 @@ class MoeBlock(_Attention):
 
     def __init__(self, context: ModelContext, index: int, turns_TR: Tensor) -> None:
         super().__init__(context, turns_TR)
-        self.index, self.group = index, context.experts
+        self.index, self.dispatcher = index, context.dispatcher
         self.router = Router(context)
         inner = self.m.num_shared_experts * self.m.expert_ffn_size
         self.shared = FeedForward(context, inner) if inner else None
@@ -78,16 +78,18 @@ class MoeBlock(_Attention):
 
     def phases(self) -> Row:
         whole = self.context.recompute.of_blocks
+        shared = Phase("shared", Role.EXPERTS, self.share, whole) if self.shared is not None else None
         return (
             Phase("attend", Role.ATTEND, self.attend, whole),
-            Phase("pack", Role.DISPATCH, self.pack),
-            Move("dispatch", Role.DISPATCH),
+            Move("announce", Role.ATTEND),
+            Phase("plan", Role.DISPATCH, self.plan),
+            Move("dispatch", Role.DISPATCH, shared),
             Phase("experts", Role.EXPERTS, self.compute, whole),
             Move("combine", Role.COMBINE),
-            Phase("unpack", Role.COMBINE, self.unpack),
+            Phase("add", Role.COMBINE, self.add),
         )
 
-    def attend(self, hidden: Hidden) -> Attended:
+    def attend(self, hidden: Hidden) -> Parcel:
         x_BTD = self.attended(hidden.x_BTD)
         normed_BTD = self.ffn_input(x_BTD)
         scores_BTE = self.router(normed_BTD)
@@ -100,22 +102,31 @@ class MoeBlock(_Attention):
             balance=loss if before.balance is None else before.balance + loss,
             loads=(*before.loads, LayerLoad(self.index, tokens_E)),
         )
-        return Attended(replace(hidden, x_BTD=x_BTD, ledger=ledger), normed_BTD, routing)
+        told, route = self.dispatcher.announce(routing, self.m.num_routed_experts, self.index)
+        return Parcel(
+            Attended(replace(hidden, x_BTD=x_BTD, ledger=ledger), normed_BTD, routing), (told,), route
+        )
 
-    def pack(self, a: Attended) -> Parcel:
-        plan = make_plan(a.routing.expert_ids_NK, self.m.num_routed_experts, self.group)
-        rows = pack(a.normed_BTD.flatten(0, 1), a.routing.weights_NK, plan, self.group)
-        return Parcel(Sent(a.hidden, a.normed_BTD, plan), rows, route(plan, self.group))
+    def plan(self, announced: Parcel) -> Parcel:
+        a, (told,) = announced.stays, announced.moves
+        plan = self.dispatcher.plan(told, a.routing, self.m.num_routed_experts)
+        rows = a.normed_BTD.flatten(0, 1), a.routing.weights_NK
+        return Parcel(
+            Sent(a.hidden, a.normed_BTD if self.shared is not None else None, plan), rows, plan.there
+        )
+
+    def share(self, sent: Sent) -> Sent:
+        """The shared expert, while tokens travel to the others."""
+        assert self.shared is not None
+        x_BTD = sent.hidden.x_BTD + self.shared(sent.normed_BTD)
+        return Sent(sent.hidden.moved_to(x_BTD), None, sent.plan)
 
     def compute(self, sent: Parcel) -> Parcel:
-        hidden, plan = sent.stays.hidden, sent.stays.plan
         x_RD, weights_RK = sent.moves
-        y_RD = self.experts(Dispatched(x_RD, weights_RK, plan))
-        if self.shared is not None:
-            hidden = hidden.moved_to(hidden.x_BTD + self.shared(sent.stays.normed_BTD))
-        return Parcel(Computed(hidden, plan), (y_RD,), sent.route.back())
+        plan: DispatchPlan = sent.stays.plan
+        y_RD = self.experts(Dispatched(x_RD, weights_RK, plan.arrivals))
+        return Parcel(sent.stays.hidden, (y_RD,), plan.home)
 
-    def unpack(self, computed: Parcel) -> Hidden:
-        hidden, (y_SD,) = computed.stays.hidden, computed.moves
-        y_ND = unpack(y_SD, computed.stays.plan, self.group)
+    def add(self, computed: Parcel) -> Hidden:
+        hidden, (y_ND,) = computed.stays, computed.moves
         return hidden.moved_to(hidden.x_BTD + y_ND.view_as(hidden.x_BTD))

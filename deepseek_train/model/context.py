@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 import torch
 
 from deepseek_train.config.schema import ModelConfig
-from deepseek_train.parallel.exchange import ALONE, ExpertGroup
+from deepseek_train.parallel.expert.dispatcher import LOCAL, Dispatcher
 from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 
 
 @dataclass(frozen=True)
 class ModelContext:
-    """Architecture, where weight gradients wait, who shares the experts, what weights are made of, and
+    """Architecture, where weight gradients wait, how tokens get to their experts, what weights are made of, and
     which activations are not kept."""
 
     model: ModelConfig
     queue: WeightGradQueue
-    experts: ExpertGroup = ALONE
+    dispatcher: Dispatcher = LOCAL
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     recompute: Recomputation = field(default_factory=Recomputation)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import grouped_linear
 from deepseek_train.model.swiglu import forgettable_swiglu
-from deepseek_train.parallel.expert.flat import Dispatched, expand, reduce
+from deepseek_train.parallel.expert.local import Dispatched, expand, reduce
 
 
 class Experts(nn.Module):
@@ -17,15 +17,15 @@ class Experts(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         d, f = context.model.hidden_size, context.model.expert_ffn_size
-        count = context.model.num_routed_experts // context.experts.size
+        count = context.model.num_routed_experts // context.dispatcher.group.size
         self.context, self.queue = context, context.queue
         self.gate_up = context.weight(count, 2 * f, d)
         self.down = context.weight(count, d, f)
 
     def forward(self, dispatched: Dispatched) -> Tensor:
         """Weighted sum over this rank's experts for every received row: y_RD."""
-        rows_E = dispatched.plan.rows_E
+        rows_E = dispatched.arrivals.rows_E
         x_AD, weights_A = expand(dispatched)
         gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue)
         h_AF = forgettable_swiglu(self.context, gate_up_AF, weights_A)
-        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), dispatched.plan)
+        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), dispatched.arrivals)

@@ -16,7 +16,7 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.embed import embed
 from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import forgettable_norm, rms_norm, wide
-from deepseek_train.phases.phase import Phase, Row
+from deepseek_train.phases.phase import Phase, Row, under
 from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.wgrad import Weight
 from deepseek_train.schedule.overlap import Role
@@ -93,12 +93,8 @@ class MtpModule(nn.Module):
 
     def phases(self) -> Row:
         name = f"mtp{self.depth}"
-        inner = tuple(replace(phase, name=f"{name}.{phase.name}") for phase in self.block.phases())
-        return (
-            Phase(f"{name}.join", Role.ATTEND, self.joined),
-            *inner,
-            Phase(f"{name}.loss", Role.ATTEND, self.loss),
-        )
+        ends = Phase("join", Role.ATTEND, self.joined), Phase("loss", Role.ATTEND, self.loss)
+        return under(name, (ends[0], *self.block.phases(), ends[1]))
 
     def joined(self, hidden: Hidden) -> Hidden:
         assert hidden.batch is not None

@@ -25,7 +25,7 @@ def init_stage(stage: Stage, m: ModelConfig, seed: int) -> None:
         std = m.init_std
         if spec.name == "embed" and m.embed_init_std is not None:
             std = m.embed_init_std
-        first = stage.context.experts.rank * weight.shape[0] if spec.expert else 0
+        first = stage.context.dispatcher.group.rank * weight.shape[0] if spec.expert else 0
         pieces = list(weight) if spec.expert else [weight]
         for offset, piece in enumerate(pieces):
             generator = torch.Generator().manual_seed(_seed(seed, spec.name, first + offset))

@@ -10,7 +10,7 @@ from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import wide
-from deepseek_train.parallel.expert.plan import TokenRouting
+from deepseek_train.parallel.expert.announce import TokenRouting
 
 
 class Router(nn.Module):

@@ -1,13 +1,14 @@
 """What flows between the phases of a block with experts.
 
-Legend: B sequences, T positions, D hidden, R received rows.
+Legend: B sequences, T positions, D hidden.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from deepseek_train.parallel.expert.plan import DispatchPlan, TokenRouting
+from deepseek_train.parallel.expert.announce import TokenRouting
+from deepseek_train.parallel.expert.plan import DispatchPlan
 from deepseek_train.phases.values import Hidden
 
 
@@ -22,16 +23,9 @@ class Attended:
 
 @dataclass(frozen=True)
 class Sent:
-    """What waits at home while tokens travel to their experts."""
+    """What waits at home while tokens travel to their experts. ``normed_BTD`` until the shared expert has had it; then
+    its result is in the residual stream."""
 
     hidden: Hidden
-    normed_BTD: Tensor
-    plan: DispatchPlan
-
-
-@dataclass(frozen=True)
-class Computed:
-    """What waits at home while results travel back: the shared expert's is already in the residual stream."""
-
-    hidden: Hidden
+    normed_BTD: Tensor | None
     plan: DispatchPlan

@@ -1,13 +1,13 @@
-"""All-to-all of rows as a route: what rank i sends to rank j comes back on the way backward."""
+"""All-to-all of rows and all-gather of messages among some ranks, as legs of a transfer (``carry``)."""
 
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.phases.parcel import Tensors
+from deepseek_train.parallel.traffic import LinkClass, Purpose, Traffic, link_bytes
 
 
 class SplitMismatch(RuntimeError):
@@ -15,82 +15,57 @@ class SplitMismatch(RuntimeError):
 
 
 @dataclass(frozen=True)
-class ExpertGroup:
-    """The ranks that together hold all experts of a layer. ``group`` is None where one rank holds them all."""
+class Peers:
+    """Ranks that exchange rows: their process group, this rank's place in it, what links lead to each of them."""
 
-    group: dist.ProcessGroup | None
+    group: dist.ProcessGroup
     rank: int
-    size: int
+    links: tuple[LinkClass, ...]
+    traffic: Traffic
     check_splits: bool = False
-    plans: dist.ProcessGroup | None = (
-        None  # the same ranks: row counts must not queue behind rows; None: ``group``
-    )
+
+    @property
+    def size(self) -> int:
+        return len(self.links)
 
 
-ALONE = ExpertGroup(group=None, rank=0, size=1)
+Leg = Generator[dist.Work, None, Tensor]
 
 
-@dataclass(frozen=True)
-class Exchanging:
-    """An all-to-all under way. On CUDA it runs in the group's own stream, and ``wait`` holds back the current stream
-    only, not the host."""
-
-    works: tuple[dist.Work, ...]
-    received: Tensors
-    sent: Tensors  # kept until the network is done with them
-
-    def wait(self) -> Tensors:
-        for work in self.works:
-            work.wait()
-        return self.received
-
-    def ready(self) -> bool:
-        return all(work.is_completed() for work in self.works)
-
-    def when_done(self, note: Callable[[], None]) -> None:
-        self.works[-1].get_future().add_done_callback(lambda _: note())
+def exchange(rows: Tensor, send: list[int], receive: list[int], peers: Peers, purpose: Purpose) -> Leg:
+    """Of ``rows`` the next ``send[j]`` go to peer j; returns ``receive[i]`` from each peer i, by peer."""
+    if peers.check_splits:
+        yield from _check(send, receive, rows.device, peers)
+    row_bytes = rows[:1].nbytes if len(rows) else rows.new_empty(1, *rows.shape[1:]).nbytes
+    peers.traffic.add(purpose, link_bytes(peers.links, [n * row_bytes for n in send]))
+    received = rows.new_empty(sum(receive), *rows.shape[1:])
+    yield _started(dist.all_to_all_single(received, rows, receive, send, group=peers.group, async_op=True))
+    return received
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """Rows of each tensor, split by rank: ``send_P[j]`` consecutive ones go to rank j, ``receive_P[i]`` come from rank
-    i and are laid down by source rank."""
-
-    send_P: list[int]
-    receive_P: list[int]
-    group: ExpertGroup
-
-    def start(self, tensors: Tensors) -> Exchanging:
-        if self.group.check_splits:
-            _check(self.send_P, self.receive_P, tensors[0].device, self.group)
-        sent = tuple(t.contiguous() for t in tensors)
-        received = tuple(t.new_empty(sum(self.receive_P), *t.shape[1:]) for t in tensors)
-        works = []
-        for there, here in zip(sent, received, strict=True):
-            work = dist.all_to_all_single(
-                here, there, self.receive_P, self.send_P, group=self.group.group, async_op=True
-            )
-            assert work is not None
-            works.append(work)
-        return Exchanging(tuple(works), received, sent)
-
-    def back(self) -> "Exchange":
-        return Exchange(self.receive_P, self.send_P, self.group)
+def gather(message: Tensor, peers: Peers, purpose: Purpose) -> Leg:
+    """Every peer's ``message``, stacked by peer. Counts what each is told, whatever way the network takes."""
+    told = message.new_empty(peers.size, *message.shape)
+    peers.traffic.add(purpose, link_bytes(peers.links, [message.nbytes] * peers.size))
+    yield _started(dist.all_gather(list(told.unbind()), message, group=peers.group, async_op=True))
+    return told
 
 
-def exchange_counts(counts_P: Tensor, group: ExpertGroup) -> list[int]:
-    """Rows each rank of the group will send here, given the rows sent to each."""
-    received_P = torch.empty_like(counts_P)
-    dist.all_to_all_single(received_P, counts_P, group=group.plans or group.group)
-    return received_P.tolist()
+def _started(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "this rank is not in the group"
+    return work
 
 
-def _check(send_P: list[int], receive_P: list[int], device: torch.device, group: ExpertGroup) -> None:
+def _check(
+    send: list[int], receive: list[int], device: torch.device, peers: Peers
+) -> Generator[dist.Work, None, None]:
     """gloo fills the difference with garbage and NCCL hangs when split sizes disagree: compare them first."""
-    announced_P = exchange_counts(torch.tensor(send_P, device=device), group)
-    for peer, (announced, expected) in enumerate(zip(announced_P, receive_P, strict=True)):
-        if announced != expected:
+    announced = torch.empty(peers.size, dtype=torch.int64, device=device)
+    said = torch.tensor(send, device=device)
+    yield _started(dist.all_to_all_single(announced, said, group=peers.group, async_op=True))
+    for peer, (given, expected) in enumerate(zip(announced.tolist(), receive, strict=True)):
+        if given != expected:
             raise SplitMismatch(
-                f"all-to-all: expert rank {group.rank} expects {expected} rows from expert rank {peer}, which sends "
-                f"{announced}. The dispatch plans of the two ranks differ: they run different micro-batches or layers."
+                f"all-to-all: peer {peers.rank} expects {expected} rows from peer {peer}, which sends {given}. The "
+                f"dispatch plans of the two ranks differ: they run different micro-batches or layers."
             )

@@ -8,9 +8,10 @@ meet in each creation; on gloo the members of a group find each other by its nam
 from dataclasses import dataclass
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
-from deepseek_train.parallel.exchange import ExpertGroup
+from deepseek_train.parallel.expert.group import CPU, Among, ExpertGroup, make_expert_group
 from deepseek_train.parallel.p2p import Links
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.lower import all_queues
@@ -52,11 +53,15 @@ def make_mesh(
     rank: int,
     *,
     embeds: tuple[int, ...],
-    check_splits: bool,
+    ranks_per_node: int | None = None,
+    two_hop: bool = False,
+    check_splits: bool = False,
     timeout_seconds: float = 600,
+    device: torch.device = CPU,
 ) -> ParallelMesh:
-    """Creates this rank's groups (collective). ``embeds``: the stages that hold the embedding; ``timeout_seconds``:
-    the patience of every collective in these groups."""
+    """Creates this rank's groups (collective). ``embeds``: the stages that hold the embedding; ``ranks_per_node``: of
+    an expert group (None: not known, all count as one node); ``two_hop``: whether its rows take two hops;
+    ``timeout_seconds``: the patience of every collective in these groups."""
     mine = placement.stages_of(layout.pp_rank(rank))
     assert len({len(placement.stages_of(p)) for p in range(layout.pp)}) == 1, "unequal numbers of groups"
 
@@ -72,12 +77,14 @@ def make_mesh(
 
     pipeline = layout.pipeline_group(rank)
     links = Links({queue: group(pipeline) for queue in all_queues()}, pipeline, layout.pp_rank(rank))
-    expert_group = ExpertGroup(
-        group(layout.expert_group(rank)),
-        layout.ep_rank(rank),
-        layout.ep,
-        check_splits,
-        plans=group(layout.expert_group(rank)),
+    expert_group = make_expert_group(
+        layout.expert_group(rank),
+        rank,
+        ranks_per_node or layout.ep,
+        group,
+        among=(Among.NODES, Among.NODE) if two_hop else (Among.ALL,),
+        check_splits=check_splits,
+        device=device,
     )
 
     # As many groups on every rank, although a mirrored pair's two stages share theirs.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
+from deepseek_train.phases.moved import moved
 from deepseek_train.schedule.overlap import Part, Role
 
 
@@ -28,27 +29,43 @@ class Phase:
 
 @dataclass(frozen=True)
 class Move:
-    """A communication: a ``Parcel`` in, the same parcel with what arrived out."""
+    """A communication: a ``Parcel`` in, the same parcel with what arrived out. ``beside`` is a computation on what
+    stays, from ``Parcel.stays`` to another value of it: it runs while the rest travels, forward and backward."""
 
     name: str
     role: Role
+    beside: Phase | None = None
 
     @property
     def part(self) -> Part:
-        return Part(self.role, moves=True)
+        return Part(self.role, moves=True, weights=self.beside.role if self.beside else None)
 
 
 Row = tuple[Phase | Move, ...]
 
 
+def under(name: str, row: Row) -> Row:
+    """The phases, named as those of ``name``."""
+    return tuple(_under(name, phase) for phase in row)
+
+
+def _under(name: str, phase: Phase | Move) -> Phase | Move:
+    named = replace(phase, name=f"{name}.{phase.name}")
+    if isinstance(named, Move) and named.beside:
+        return replace(named, beside=replace(named.beside, name=f"{name}.{named.beside.name}"))
+    return named
+
+
 def fold(row: Row, value: Any) -> Any:
-    """Runs all phases in order, each communication to its end. Autograd sees through it where all routes ``Stay``."""
+    """Runs all phases in order, each communication to its end; autograd sees through it."""
     for phase in row:
         match phase:
             case Phase():
                 value = phase.run(value)
             case Move():
-                value = replace(value, moves=value.route.start(value.moves).wait())
+                arrived = moved(value.route, value.moves)
+                stays = phase.beside.run(value.stays) if phase.beside else value.stays
+                value = replace(value, stays=stays, moves=arrived)
             case _:
                 assert_never(phase)
     return value

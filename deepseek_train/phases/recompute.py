@@ -18,7 +18,7 @@ from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 
 from deepseek_train.config.schema import Forgettable
-from deepseek_train.phases.phase import Phase, Row
+from deepseek_train.phases.phase import Move, Phase, Row
 
 Made = TypeVar("Made", Tensor, tuple[Tensor, ...])
 
@@ -47,12 +47,13 @@ class Recomputation:
         """The phases, forgetting; those that are recomputed as a whole have nothing left to forget."""
         if not self.kinds - {"block"}:
             return row
-        return tuple(
-            replace(one, run=self._forgetting(one.run))
-            if isinstance(one, Phase) and not one.recompute
-            else one
-            for one in row
-        )
+        return tuple(self._phase(one) if isinstance(one, Phase) else self._move(one) for one in row)
+
+    def _phase(self, phase: Phase) -> Phase:
+        return phase if phase.recompute else replace(phase, run=self._forgetting(phase.run))
+
+    def _move(self, move: Move) -> Move:
+        return replace(move, beside=self._phase(move.beside)) if move.beside else move
 
     def _forgetting(self, run: Callable[[Any], Any]) -> Callable[[Any], Any]:
         @wraps(run)

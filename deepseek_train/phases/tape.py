@@ -6,7 +6,8 @@ Inputs and outputs are remembered by their place in the graph alone: what no fun
 not kept.
 """
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, assert_never
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from deepseek_train.phases.parcel import Parcel, Pending, Route, arrived, depart
+from deepseek_train.phases.parcel import InTransit, Parcel, Pending, Route, arrived, depart
 from deepseek_train.phases.phase import Move, Phase
 from deepseek_train.phases.tree import differentiable, with_tensors
 
@@ -48,65 +49,27 @@ class _Source(Function):
         return (None,) * (2 + len(gradients))
 
 
-class _Segment(Protocol):
-    def backward(self, gradients: Gradients) -> Gradients | _Returning: ...
+class Watch(Protocol):
+    """Is told what a tape does while it does it."""
+
+    def computing(self, phase: Phase) -> AbstractContextManager[None]:
+        """Around a computation, forward or backward."""
+
+    def started(self, move: Move, pending: Pending) -> None:
+        """A transfer has just been started."""
 
 
-class Tape:
-    """Records phases in forward order, gives their gradients in reverse. For one micro-batch in one stage."""
+class Unwatched:
+    """Nobody looks."""
 
-    def __init__(self) -> None:
-        self._segments: list[_Segment] = []
-        self._gradients: Gradients | _Returning | None = None
+    def computing(self, phase: Phase) -> AbstractContextManager[None]:
+        return nullcontext()
 
-    def run(self, phase: Phase | Move, value: Any) -> Any:
-        """Runs ``phase`` on ``value``, once that has arrived, and records it. A communication is only started: its
-        result is ``InTransit``, which the next ``run`` (or ``parcel.arrived``) waits for."""
-        value = arrived(value)
-        match phase:
-            case Move():
-                transit = depart(value, recorded=True)
-                self._segments.append(_Moved(value, transit.carries))
-                return transit
-            case Phase():
-                return self._compute(phase, value)
-            case _:
-                assert_never(phase)
+    def started(self, move: Move, pending: Pending) -> None:
+        pass
 
-    def _compute(self, phase: Phase, value: Any) -> Any:
-        if phase.recompute:
-            with torch.enable_grad():  # tells which results are differentiable
-                result = _detached(phase.run(value))
-            self._segments.append(_Rerun(phase, value))
-        else:
-            segment, result = _record(phase, value)
-            self._segments.append(segment)
-        return result
 
-    def __len__(self) -> int:
-        """Segments that have not run backward yet."""
-        return len(self._segments)
-
-    def seed(self, gradients: Gradients) -> None:
-        """Gradients of the last phase's differentiable outputs, in tree order. None: nothing flows from there."""
-        self._gradients = gradients
-
-    def backward(self) -> Pending | None:
-        """Runs the last remaining segment backward, once its gradients have arrived. A communication is only started
-        and returned. Weight gradients go wherever the segment's functions put them."""
-        gradients = self.gradients()
-        self._gradients = self._segments.pop().backward(gradients)
-        return self._gradients.pending if isinstance(self._gradients, _Returning) else None
-
-    def gradients(self) -> Gradients:
-        """Gradients of the inputs of the segment last run backward: of what flowed into the chunk, in the end."""
-        match self._gradients:
-            case None:
-                raise RuntimeError("a tape runs backward only after seed()")
-            case _Returning():
-                return self._gradients.arrived()
-            case _:
-                return self._gradients
+_UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True)
@@ -119,6 +82,14 @@ class _Computed:
         if pairs:
             torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
         return self.inputs
+
+
+def _computed(phase: Phase, value: Any) -> "tuple[_Segment, Any]":
+    if not phase.recompute:
+        return _record(phase, value)
+    with torch.enable_grad():  # tells which results are differentiable
+        result = _detached(phase.run(value))
+    return _Rerun(phase, value), result
 
 
 def _record(phase: Phase, value: Any) -> tuple[_Computed, Any]:
@@ -148,15 +119,92 @@ class _Rerun:
         return _record(self.phase, self.value)[0].backward(gradients)
 
 
+_Segment = _Computed | _Rerun
+
+
+@dataclass(frozen=True)
 class _Moved:
-    """A transfer: remembers the way back, not the tensors."""
+    """A transfer: remembers the way back, not the tensors, and what was computed beside it. ``num_stays``:
+    differentiable tensors that did not travel, after that."""
 
-    def __init__(self, parcel: Parcel, carries: tuple[bool, ...]) -> None:
-        self._route: Route = parcel.route
-        self._num_moved, self._num_stays = sum(carries), len(differentiable(parcel.stays))
+    move: Move
+    route: Route
+    num_moved: int
+    num_stays: int
+    beside: _Segment | None
 
-    def backward(self, gradients: Gradients) -> _Returning:
-        moved = tuple(g for g in gradients[self._num_stays :] if g is not None)
-        if len(moved) != self._num_moved:
+    def backward(self, gradients: Gradients, watch: Watch) -> Gradients | _Returning:
+        moved = tuple(g for g in gradients[self.num_stays :] if g is not None)
+        if len(moved) != self.num_moved:
             raise RuntimeError("a tensor that another rank sent got no gradient: its sender waits for one")
-        return _Returning(gradients[: self._num_stays], self._route.back().start(moved))
+        pending = self.route.back().start(moved) if moved else None
+        if pending:
+            watch.started(self.move, pending)
+        stayed = gradients[: self.num_stays]
+        if self.beside and self.move.beside:
+            with watch.computing(self.move.beside):
+                stayed = self.beside.backward(stayed)
+        return _Returning(stayed, pending) if pending else stayed
+
+
+class Tape:
+    """Records phases in forward order, gives their gradients in reverse. For one micro-batch in one stage."""
+
+    def __init__(self) -> None:
+        self._segments: list[tuple[Phase, _Segment] | _Moved] = []
+        self._gradients: Gradients | _Returning | None = None
+
+    def run(self, phase: Phase | Move, value: Any, watch: Watch = _UNWATCHED) -> Any:
+        """Runs ``phase`` on ``value``, once that has arrived, and records it. A communication is only started: its
+        result is ``InTransit``, which the next ``run`` (or ``parcel.arrived``) waits for."""
+        value = arrived(value)
+        match phase:
+            case Move():
+                return self._move(phase, value, watch)
+            case Phase():
+                with watch.computing(phase):
+                    segment, result = _computed(phase, value)
+                self._segments.append((phase, segment))
+                return result
+            case _:
+                assert_never(phase)
+
+    def _move(self, move: Move, parcel: Parcel, watch: Watch) -> InTransit:
+        transit, beside = depart(parcel, recorded=True), None
+        watch.started(move, transit.pending)
+        if move.beside:
+            with watch.computing(move.beside):
+                beside, stays = _computed(move.beside, parcel.stays)
+            transit = replace(transit, parcel=replace(parcel, stays=stays))
+        num_stays = len(differentiable(transit.parcel.stays))
+        self._segments.append(_Moved(move, parcel.route, sum(transit.carries), num_stays, beside))
+        return transit
+
+    def __len__(self) -> int:
+        """Segments that have not run backward yet."""
+        return len(self._segments)
+
+    def seed(self, gradients: Gradients) -> None:
+        """Gradients of the last phase's differentiable outputs, in tree order. None: nothing flows from there."""
+        self._gradients = gradients
+
+    def backward(self, watch: Watch = _UNWATCHED) -> None:
+        """Runs the last remaining segment backward, once its gradients have arrived. A communication is only started.
+        Weight gradients go wherever the segment's functions put them."""
+        gradients = self.gradients()
+        match self._segments.pop():
+            case _Moved() as moved:
+                self._gradients = moved.backward(gradients, watch)
+            case phase, segment:
+                with watch.computing(phase):
+                    self._gradients = segment.backward(gradients)
+
+    def gradients(self) -> Gradients:
+        """Gradients of the inputs of the segment last run backward: of what flowed into the chunk, in the end."""
+        match self._gradients:
+            case None:
+                raise RuntimeError("a tape runs backward only after seed()")
+            case _Returning():
+                return self._gradients.arrived()
+            case _:
+                return self._gradients

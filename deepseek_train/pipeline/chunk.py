@@ -1,16 +1,31 @@
 """One micro-batch on its way through one stage, a phase at a time: what the executor orders in time."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
-from deepseek_train.phases.parcel import InTransit, arrived
+from deepseek_train.phases.parcel import InTransit, Pending, arrived
 from deepseek_train.phases.phase import Move, Phase, Row
 from deepseek_train.phases.tape import Gradients, Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue, Work, run_works
 from deepseek_train.pipeline.trace import Recorder
 from deepseek_train.schedule.action import Action, Kind
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Tells a trace what a tape does for ``action``."""
+
+    trace: Recorder
+    action: Action
+
+    def computing(self, phase: Phase) -> AbstractContextManager[None]:
+        return self.trace.compute(phase.name, self.action)
+
+    def started(self, move: Move, pending: Pending) -> None:
+        self.trace.transfer(move.name, self.action, pending)
 
 
 class ForwardChunk:
@@ -26,8 +41,8 @@ class ForwardChunk:
         tape: Tape,
         trace: Recorder,
     ) -> None:
-        self._action, self._row, self._enter, self._leave = action, row, enter, leave
-        self._tape, self._trace = tape, trace
+        self._row, self._enter, self._leave = row, enter, leave
+        self._tape, self._watch = tape, Watched(trace, action)
         self._next = 0
         self._value: Any = None
 
@@ -39,13 +54,10 @@ class ForwardChunk:
         """Runs the next phase; starts it, if it is a communication."""
         if self._next == 0:
             self._value = self._enter()
-        self._value = arrived(self._value)
+        self._value = arrived(self._value)  # waits outside the phase's time
         phase = self._row[self._next]
         self._next += 1
-        with _computing(self._trace, phase, self._action):
-            self._value = self._tape.run(phase, self._value)
-        if isinstance(self._value, InTransit):
-            self._trace.transfer(phase.name, self._action, self._value.pending)
+        self._value = self._tape.run(phase, self._value, self._watch)
         if self.done:
             self._leave(arrived(self._value))
 
@@ -76,7 +88,7 @@ class BackwardChunk:
     ) -> None:
         self._row, self._enter, self._leave = row, enter, leave
         self._tape, self._queue, self._trace = tape, queue, trace
-        self._inputs = Action(action.stage, Kind.BACKWARD_INPUT, action.microbatch)
+        self._watch = Watched(trace, Action(action.stage, Kind.BACKWARD_INPUT, action.microbatch))
         self._weights = Action(action.stage, Kind.BACKWARD_WEIGHT, action.microbatch)
         self._works: dict[int, list[Work]] = {}
 
@@ -91,11 +103,7 @@ class BackwardChunk:
             self._tape.seed(self._enter())
         self._tape.gradients()  # waits outside the phase's time
         index = len(self._tape) - 1
-        phase = self._row[index]
-        with _computing(self._trace, phase, self._inputs):
-            pending = self._tape.backward()
-        if pending is not None:
-            self._trace.transfer(phase.name, self._inputs, pending)
+        self._tape.backward(self._watch)
         self._works[index] = self._queue.take_open()
         if self.done:
             self._leave(self._tape.gradients())
@@ -106,15 +114,12 @@ class BackwardChunk:
         works = self._works.pop(index)
         if not works:
             return
-        with self._trace.compute(self._row[index].name, self._weights):
+        phase = self._row[index]
+        name = phase.beside.name if isinstance(phase, Move) and phase.beside else phase.name
+        with self._trace.compute(name, self._weights):
             run_works(works)
 
     def keep_weights(self) -> None:
         """Leaves all weight gradients to the queue, as one group."""
         self._queue.seal([work for works in self._works.values() for work in works])
         self._works.clear()
-
-
-def _computing(trace: Recorder, phase: Phase | Move, action: Action) -> AbstractContextManager[None]:
-    """The time of a computation; that of a transfer is noted when it has been started."""
-    return nullcontext() if phase.part.moves else trace.compute(phase.name, action)

@@ -49,8 +49,10 @@ Order = tuple[Issue, ...]
 
 # What runs beside what, in the order of time: a communication is started as soon as its input is there, and the
 # computations issued after it hide it. Figure 4 reads: dispatch(F) under experts(I), dispatch(I) under experts(W) and
-# experts(F), combine(F) under attend(I), combine(I) under attend(W) and attend(F). It fits transfers that wait for all
+# experts(F), combine(F) under attend(I), combine(I) under attend(F) and attend(W). It fits transfers that wait for all
 # that was issued before them: those of a host that computes itself, and NCCL's, which wait for the current stream.
+# The last two entries stand the other way round in the figure: as here, what the router has decided in attend(F) is
+# exchanged under attend(W), before the next layer's dispatch(F) needs it (decision 8).
 FIGURE_4: Order = (
     Issue(Role.DISPATCH, F),
     Issue(Role.EXPERTS, I),
@@ -60,8 +62,8 @@ FIGURE_4: Order = (
     Issue(Role.COMBINE, F),
     Issue(Role.ATTEND, I),
     Issue(Role.COMBINE, I),
-    Issue(Role.ATTEND, W),
     Issue(Role.ATTEND, F),
+    Issue(Role.ATTEND, W),
 )
 
 # How the host feeds a device's streams in DeepSeek's published trace: the same pairing, but the device always has a
@@ -84,10 +86,12 @@ PROFILE: Order = (
 @dataclass(frozen=True)
 class Part:
     """One phase of a chunk as the order sees it. A communicating role without ``moves`` is the local end of an
-    exchange: rows are picked before it or summed after it."""
+    exchange: its rows are planned before it or used after it. ``weights``: with what its weight gradients run, if that
+    is another role (a computation beside a transfer has some)."""
 
     role: Role
     moves: bool = False
+    weights: Role | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def interleave(forward: tuple[Part, ...], backward: tuple[Part, ...], order: Ord
     while rows[F] or rows[I]:
         for issue in order:
             if issue.kind is W:
-                ripe = [(index, part) for index, part in waiting if part.role is issue.role]
+                ripe = [(index, part) for index, part in waiting if (part.weights or part.role) is issue.role]
                 pieces += [Piece(W, index) for index, _ in ripe]
                 waiting = [item for item in waiting if item not in ripe]
                 continue
@@ -128,7 +132,8 @@ _Row = tuple[tuple[int, Part], ...]
 
 def _take(row: _Row, role: Role) -> tuple[_Row, _Row]:
     """What an entry of ``role`` runs of the rest of a chunk, and what remains. An entry of the communication lane runs
-    up to its transfer; one of the compute lane the local ends of what arrived, then its own phases."""
+    up to its transfer; one of the compute lane the local ends of what arrived, then its own phases and the transfers
+    among them (a router's decisions)."""
     ends = next((n for n, (_, p) in enumerate(row) if p.moves or p.role.lane is Lane.COMPUTE), len(row))
     if role.lane is Lane.COMMUNICATION:
         due = ends < len(row) and row[ends][1].moves and row[ends][1].role is role

@@ -47,3 +47,18 @@ class ParallelLayout:
     def expert_replicas(self, holders: tuple[int, ...], ep_rank: int) -> tuple[int, ...]:
         """Ranks with the same copy of the experts of expert-parallel index ``ep_rank``."""
         return tuple(self.rank_at(p, d) for p in holders for d in range(ep_rank, self.dp, self.ep))
+
+
+def ranks_per_node(ranks: tuple[int, ...], gpus_per_node: int) -> int | None:
+    """How many of ``ranks`` each node they live on holds; None where not equally many, or not consecutive ones."""
+    nodes = [rank // gpus_per_node for rank in ranks]
+    size = nodes.count(nodes[0])
+    regular = [nodes[i - i % size] for i in range(len(nodes))]
+    return size if nodes == regular and len(set(nodes)) * size == len(nodes) else None
+
+
+def expert_ranks_per_node(layout: ParallelLayout, gpus_per_node: int) -> int | None:
+    """Ranks of an expert group on each of its nodes; None where that is not one number for all groups and nodes."""
+    groups = {layout.expert_group(rank) for rank in range(layout.world)}
+    sizes = {ranks_per_node(group, gpus_per_node) for group in groups}
+    return sizes.pop() if len(sizes) == 1 else None

@@ -15,6 +15,9 @@ from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import DistributedOptimizer, WeightGroup
 from deepseek_train.optim.quiet_deepspeed import adopt_process_group
 from deepseek_train.optim.zero1 import Zero1
+from deepseek_train.parallel.expert.dispatcher import flat, two_hop
+from deepseek_train.parallel.expert.journey import WireFormats
+from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.phases.recompute import Recomputation
@@ -27,6 +30,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
+from deepseek_train.train.expert_plan import plan_experts
 from deepseek_train.train.preflight import open_source
 from deepseek_train.train.schedule_plan import durations_for, placement_for
 from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
@@ -84,17 +88,23 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     placement = placement_for(config.schedule, layout.pp, eval_microbatches(config))
     specs = plan_stages(config, layout.pp)
     durations = told_by_rank_0(lambda: durations_for(config, specs))  # a file that may differ between nodes
+    experts = plan_experts(config, layout)
     mesh = make_mesh(
         layout,
         placement,
         place.rank,
         embeds=tuple(spec.index for spec in specs if spec.embeds),
+        ranks_per_node=experts.ranks_per_node,
+        two_hop=experts.dispatcher == "two_hop",
         check_splits=config.parallel.check_splits,
         timeout_seconds=config.cluster.timeout_seconds,
+        device=place.device,
     )
+    formats = WireFormats(WireFormat(config.precision.dispatch), WireFormat(config.precision.combine))
+    dispatcher = (two_hop if experts.dispatcher == "two_hop" else flat)(mesh.expert_group, formats)
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(config.train.recompute))
-    context = ModelContext(model, queue, mesh.expert_group, place.device, dtype, recompute)
+    context = ModelContext(model, queue, dispatcher, place.device, dtype, recompute)
     stages = _build_stages(config, context, [specs[s] for s in placement.stages_of(mesh.pp_rank)])
     boundary = Boundary(
         (config.train.microbatch_size, config.data.sequence_length, model.hidden_size), dtype, place.device

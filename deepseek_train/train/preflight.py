@@ -16,6 +16,7 @@ from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import check_prepared
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
+from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
@@ -40,6 +41,7 @@ def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
     layout = resolve_layout(config, world_size)
     return [
         *_layout(config, layout, world_size),
+        *expert_problems(config, layout),
         *_pipeline(config, layout),
         *_folder(config),
         *data_problems(config, layout),

@@ -15,8 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from deepseek_train.config.schema import Forgettable, ModelConfig
 from deepseek_train.model.stage import Stage
-from deepseek_train.parallel.expert.flat import reduce
-from deepseek_train.parallel.expert.plan import DispatchPlan
+from deepseek_train.parallel.expert.local import reduce
+from deepseek_train.parallel.expert.plan import Arrivals
 from deepseek_train.phases.parcel import arrived
 from deepseek_train.phases.phase import Phase
 from deepseek_train.phases.recompute import Recomputation
@@ -139,7 +139,7 @@ class Rows:
         lambda rows: Rows(
             reduce(
                 rows.x,
-                DispatchPlan(2, torch.tensor([]), [2], [2], torch.tensor([1, 0, 1]), torch.tensor([]), ()),
+                Arrivals(2, torch.tensor([1, 0, 1]), torch.tensor([]), ()),
             )
         ),
     ],
@@ -183,7 +183,7 @@ def test_everything_runs_once_and_what_is_forgotten_once_more(
     for owner, name in PHASES:
         key = f"{owner.__name__}.{name}"
         assert counts.phases[key] == phases[key] * (2 if whole else 1), key
-    assert counts.phases["MoeBlock.pack"] == phases["MoeBlock.pack"]
+    assert counts.phases["MoeBlock.plan"] == phases["MoeBlock.plan"]
     if whole:
         # Three blocks and MTP's; the first is dense. Linears: 5 of attention, router, shared experts' 2 or FFN's 2.
         blocks = {"_Linear": 3 * 8 + 7, "_GroupedLinear": 3 * 2, "_SwiGlu": 3 * 2 + 1, "_RmsNorm": 4 * 4}

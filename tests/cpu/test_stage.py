@@ -10,7 +10,8 @@ from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
-from deepseek_train.parallel.exchange import ExpertGroup
+from deepseek_train.parallel.expert.dispatcher import Planned, flat
+from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads, run_works
@@ -28,9 +29,9 @@ MODELS = {
 }
 
 
-def on_rank(rank: int, size: int) -> ExpertGroup:
+def on_rank(rank: int, size: int) -> Planned:
     """Enough of a group to build and fill weights: nothing is exchanged."""
-    return ExpertGroup(group=None, rank=rank, size=size)
+    return flat(ExpertGroup(rank, size, node_size=size))
 
 
 @pytest.mark.parametrize("num_stages", range(1, 8))  # 7: only the inner stages have layers

@@ -2,8 +2,7 @@
 
 import weakref
 
-from deepseek_train.phases.parcel import Pending
-from deepseek_train.phases.tape import Tape
+from deepseek_train.phases.tape import _UNWATCHED, Tape, Watch
 
 
 class CountedTape(Tape):
@@ -19,10 +18,9 @@ class CountedTape(Tape):
         CountedTape.peak = max(CountedTape.peak, CountedTape.in_flight)
         CountedTape.alive.add(self)
 
-    def backward(self) -> Pending | None:
-        pending = super().backward()
+    def backward(self, watch: Watch = _UNWATCHED) -> None:
+        super().backward(watch)
         CountedTape.in_flight -= not len(self)
-        return pending
 
     @classmethod
     def forget(cls) -> None:

@@ -15,6 +15,7 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import WeightGroup
+from deepseek_train.parallel.expert.dispatcher import flat, two_hop
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.phases.phase import fold
 from deepseek_train.phases.recompute import Recomputation
@@ -74,11 +75,13 @@ class Case:
     placed: str | None = None  # layers of each stage; None: stages of even cost
     tied: bool = False
     recompute: tuple[Forgettable, ...] = ()
+    node: int | None = None  # ranks of a node; experts then take two hops
 
     def __str__(self) -> str:
         names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
         placed = f"({self.placed})" if self.placed else ""
         kinds = "".join(f"-{kind}" for kind in self.recompute) + ("-tied" if self.tied else "")
+        kinds += f"-nodes of {self.node}" if self.node else ""
         return f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{kinds}"
 
     @property
@@ -183,10 +186,20 @@ def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 
     placement, m = case.placement, case.model
     specs = case.specs
     embeds = tuple(spec.index for spec in specs if spec.embeds)
-    mesh = make_mesh(case.layout, placement, rank, embeds=embeds, check_splits=True, timeout_seconds=timeout_seconds)
+    mesh = make_mesh(
+        case.layout,
+        placement,
+        rank,
+        embeds=embeds,
+        ranks_per_node=case.node,
+        two_hop=case.node is not None,
+        check_splits=True,
+        timeout_seconds=timeout_seconds,
+    )
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(case.recompute))
-    context = ModelContext(m, queue, experts=mesh.expert_group, dtype=dtype, recompute=recompute)
+    dispatcher = (flat if case.node is None else two_hop)(mesh.expert_group)
+    context = ModelContext(m, queue, dispatcher, dtype=dtype, recompute=recompute)
     stages: dict[int, Stage] = {}
     embedding: Weight | None = None
     for index in placement.stages_of(mesh.pp_rank):

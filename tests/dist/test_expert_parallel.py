@@ -1,4 +1,5 @@
-"""Dispatch and combine against a loop over tokens and their experts, forward and backward, in FP64.
+"""Dispatch and combine against a loop over tokens and their experts, forward and backward, in FP64; the dispatchers
+against one another, bit for bit.
 
 Legend: N local tokens, K experts per token, P expert-parallel ranks, R received rows, A assignments, D hidden,
 E experts.
@@ -11,19 +12,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.parallel.exchange import ExpertGroup, SplitMismatch
-from deepseek_train.parallel.expert.flat import Dispatched, expand, pack, reduce, route, unpack
-from deepseek_train.parallel.expert.plan import DispatchPlan, make_plan
-from deepseek_train.phases.parcel import Parcel
-from deepseek_train.phases.phase import Move, Phase
-from deepseek_train.phases.tape import Tape
-from deepseek_train.phases.wgrad import allocate_main_grads
-from deepseek_train.schedule.overlap import Role
+from deepseek_train.parallel.exchange import SplitMismatch
+from deepseek_train.parallel.expert.announce import RoutingFault, TokenRouting
+from deepseek_train.parallel.expert.dispatcher import Planned, combine, dispatch, flat, two_hop
+from deepseek_train.parallel.expert.journey import Journey
+from deepseek_train.parallel.expert.local import expand, reduce
+from deepseek_train.parallel.expert.plan import Arrivals, DispatchPlan
+from tests.dist.expert_ranks import expert_group
 from tests.dist.grid import Case, on_grid, sum_gradients
+from deepseek_train.phases.wgrad import allocate_main_grads
 from tests.harness import run_ranks
 
-E, D = 8, 5
-SIZES = (1, 2, 4)
+E, D = 16, 5
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """So many ranks, so many of them on each node."""
+
+    size: int
+    node: int
+
+    @property
+    def dispatchers(self) -> tuple[str, ...]:
+        return ("flat", "two_hop") if self.size > 1 else ("flat",)
+
+
+SIZES = (Ranks(1, 1), Ranks(2, 2), Ranks(2, 1), Ranks(4, 2), Ranks(4, 4), Ranks(8, 2), Ranks(8, 4))
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,17 @@ class Scenario:
     name: str
     tokens_P: list[Tokens]
     experts_EDD: Tensor
+
+    @property
+    def capacity(self) -> int:
+        return max(len(t.ids_NK) for t in self.tokens_P)
+
+    def to(self, dtype: torch.dtype) -> "Scenario":
+        tokens = [
+            Tokens(t.x_ND.to(dtype), t.ids_NK, t.weights_NK.to(dtype), t.dy_ND.to(dtype))
+            for t in self.tokens_P
+        ]
+        return Scenario(self.name, tokens, self.experts_EDD.to(dtype))
 
 
 def scenario(name: str, size: int) -> Scenario:
@@ -82,52 +108,43 @@ class Result:
     dx_ND: Tensor
     d_weights_NK: Tensor
     d_experts: Tensor  # of this rank's experts
-    x_RD: Tensor
-    plan: DispatchPlan
+    x_AD: Tensor
+    arrivals: Arrivals
 
 
-def run_scenarios(rank: int, size: int, scenarios: list[Scenario]) -> list[Result]:
-    group = ExpertGroup(dist.group.WORLD if size > 1 else None, rank, size, check_splits=True)
-    return [run_scenario(one.tokens_P[rank], one.experts_EDD, group) for one in scenarios]
+def run_scenarios(rank: int, size: int, ranks: Ranks, scenarios: list[Scenario]) -> dict[str, list[Result]]:
+    group = expert_group(rank, size, ranks.node, check_splits=True)
+    of = {"flat": flat, "two_hop": two_hop}
+    return {name: [run_scenario(one, of[name](group)) for one in scenarios] for name in ranks.dispatchers}
 
 
-def run_scenario(tokens: Tokens, experts_EDD: Tensor, group: ExpertGroup) -> Result:
+def planned(tokens: Tokens, dispatcher: Planned, capacity: int) -> DispatchPlan:
+    routing = TokenRouting(tokens.ids_NK, tokens.weights_NK)
+    told, route = dispatcher.announce(routing, E, layer=7, capacity=capacity)
+    return dispatcher.plan(*route.start((told,)).wait(), routing, E)
+
+
+def run_scenario(one: Scenario, dispatcher: Planned) -> Result:
     """The phases of a block, without the block."""
-    mine = experts_EDD.chunk(group.size)[group.rank].clone().requires_grad_()
-    plan = make_plan(tokens.ids_NK, E, group)
-    way = route(plan, group)
-    arrived_RD = []
-
-    def compute(sent: Parcel) -> Parcel:
-        x_RD, weights_RK = sent.moves
-        arrived_RD.append(x_RD.detach())
-        x_AD, weights_A = expand(Dispatched(x_RD, weights_RK, plan))
-        rows = zip(torch.split(x_AD, list(plan.rows_E)), mine, strict=True)
-        y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
-        return Parcel(None, (reduce(y_AD, plan),), way.back())
-
-    tape = Tape()
-    value = tuple(t.clone().requires_grad_() for t in (tokens.x_ND, tokens.weights_NK))
-    for phase in (
-        Phase("pack", Role.DISPATCH, lambda v: Parcel(None, pack(*v, plan, group), way)),
-        Move("dispatch", Role.DISPATCH),
-        Phase("experts", Role.EXPERTS, compute),
-        Move("combine", Role.COMBINE),
-        Phase("unpack", Role.COMBINE, lambda p: unpack(*p.moves, plan, group)),
-    ):
-        value = tape.run(phase, value)
-    tape.seed([tokens.dy_ND])
-    while len(tape):
-        tape.backward()
-    dx_ND, d_weights_NK = tape.gradients()
-    assert dx_ND is not None
-    assert d_weights_NK is not None
+    group = dispatcher.group
+    tokens = one.tokens_P[group.rank]
+    mine = one.experts_EDD.chunk(group.size)[group.rank].clone().requires_grad_()
+    plan = planned(tokens, dispatcher, one.capacity)
+    x_ND, weights_NK = (t.clone().requires_grad_() for t in (tokens.x_ND, tokens.weights_NK))
+    dispatched = dispatch(x_ND, weights_NK, plan)
+    x_AD, weights_A = expand(dispatched)
+    rows = zip(torch.split(x_AD, list(plan.arrivals.rows_E)), mine, strict=True)
+    y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
+    y_ND = combine(reduce(y_AD, plan.arrivals), plan)
+    y_ND.backward(tokens.dy_ND)
+    assert x_ND.grad is not None
+    assert weights_NK.grad is not None
     assert mine.grad is not None
-    return Result(value.detach(), dx_ND, d_weights_NK, mine.grad, arrived_RD[0], plan)
+    return Result(y_ND.detach(), x_ND.grad, weights_NK.grad, mine.grad, x_AD.detach(), plan.arrivals)
 
 
 def by_the_token(one: Scenario) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """What should come out: results, input and routing-weight gradients of each rank, gradients of all experts."""
+    """A loop over all tokens and their experts; y, dx, d_weights of every rank, and d_experts of all."""
     experts = one.experts_EDD.clone().requires_grad_()
     xs = [t.x_ND.clone().requires_grad_() for t in one.tokens_P]
     weights = [t.weights_NK.clone().requires_grad_() for t in one.tokens_P]
@@ -152,42 +169,49 @@ def near(found: Tensor, wanted: Tensor) -> bool:
     )
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_dispatch_and_combine_serve_every_token(size: int) -> None:
-    scenarios = [scenario(name, size) for name in NAMES]
-    results = run_ranks(run_scenarios, size, scenarios)
-    for one, *ranks in zip(scenarios, *results, strict=True):
-        ys, dxs, d_weights, d_experts = by_the_token(one)
-        for rank, found in enumerate(ranks):
-            where = f"{one.name}, rank {rank}"
-            assert near(found.y_ND, ys[rank]), where
-            assert near(found.dx_ND, dxs[rank]), where
-            assert near(found.d_weights_NK, d_weights[rank]), where
-            assert near(found.d_experts, d_experts.chunk(size)[rank]), where
-            check_order(one, rank, size, found, where)
+@pytest.mark.parametrize("ranks", SIZES, ids=str)
+def test_dispatch_and_combine_serve_every_token(ranks: Ranks) -> None:
+    scenarios = [scenario(name, ranks.size) for name in NAMES]
+    results = run_ranks(run_scenarios, ranks.size, ranks, scenarios)
+    for dispatcher in ranks.dispatchers:
+        for one, *found_P in zip(scenarios, *(of[dispatcher] for of in results), strict=True):
+            ys, dxs, d_weights, d_experts = by_the_token(one)
+            for rank, found in enumerate(found_P):
+                where = f"{dispatcher}, {one.name}, rank {rank}"
+                assert near(found.y_ND, ys[rank]), where
+                assert near(found.dx_ND, dxs[rank]), where
+                assert near(found.d_weights_NK, d_weights[rank]), where
+                assert near(found.d_experts, d_experts.chunk(ranks.size)[rank]), where
+                check_order(one, rank, ranks.size, found, where)
 
 
 def check_order(one: Scenario, rank: int, size: int, found: Result, where: str) -> None:
-    """Rows arrive by source rank, then source token, each token once; assignments stand by expert, then row."""
+    """Assignments stand by expert, then source rank, then source token; rows were moved, not computed."""
     first = rank * E // size
     here = range(first, first + E // size)
-    arriving = [
-        (source, token)
-        for source, tokens in enumerate(one.tokens_P)
-        for token, ids_K in enumerate(tokens.ids_NK.tolist())
-        if size == 1 or any(e in here for e in ids_K)
-    ]
-    rows = [one.tokens_P[source].x_ND[token] for source, token in arriving]
-    x_RD = torch.stack(rows) if rows else torch.zeros(0, D, dtype=torch.float64)
-    assert torch.equal(found.x_RD, x_RD), where  # moved, not computed: the same bits
-    plan = found.plan
-    assert plan.receive_P == [sum(source == s for source, _ in arriving) for s in range(size)], where
-    of_expert = [
-        [row for row, (source, token) in enumerate(arriving) if e in one.tokens_P[source].ids_NK[token]]
+    x_AD = [
+        tokens.x_ND[token]
         for e in here
+        for tokens in one.tokens_P
+        for token, ids_K in enumerate(tokens.ids_NK.tolist())
+        if e in ids_K
     ]
-    assert plan.rows_E == tuple(map(len, of_expert)), where
-    assert plan.assignment_to_row_A.tolist() == [row for rows in of_expert for row in rows], where
+    wanted = torch.stack(x_AD) if x_AD else torch.zeros(0, D, dtype=torch.float64)
+    assert torch.equal(found.x_AD, wanted), where
+    of_expert = [sum(e in ids for t in one.tokens_P for ids in t.ids_NK.tolist()) for e in here]
+    assert found.arrivals.rows_E == tuple(of_expert), where
+    arriving = sum(any(e in ids for e in here) for t in one.tokens_P for ids in t.ids_NK.tolist())
+    assert size == 1 or found.arrivals.num_rows == arriving, where  # a token once, however many experts it has here
+
+
+@pytest.mark.parametrize("ranks", [r for r in SIZES if r.size > 2], ids=str)
+def test_two_hops_give_the_bits_of_one(ranks: Ranks) -> None:
+    """In FP32: sums are made in the same order, node by node."""
+    scenarios = [scenario(name, ranks.size).to(torch.float32) for name in NAMES]
+    for found in run_ranks(run_scenarios, ranks.size, ranks, scenarios):
+        for one, other in zip(found["flat"], found["two_hop"], strict=True):
+            for name in ("y_ND", "dx_ND", "d_weights_NK", "d_experts", "x_AD"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def run_stages(rank: int, _world_size: int, cases: list[Case]) -> list[tuple[Tensor, dict[str, Tensor], int]]:
@@ -202,7 +226,8 @@ def run_stages(rank: int, _world_size: int, cases: list[Case]) -> list[tuple[Ten
 
 
 def test_a_stage_computes_the_same_on_any_number_of_expert_ranks() -> None:
-    cases = [Case("1f1b", 1, dp=4, ep=ep, microbatches=1) for ep in (1, 2, 4)]
+    nodes = ((1, None), (2, None), (4, None), (4, 2))
+    cases = [Case("1f1b", 1, dp=4, ep=ep, microbatches=1, node=node) for ep, node in nodes]
     for (alone, whole, _), *shared in run_ranks(run_stages, 4, cases):
         for case, (losses, gradients, ep_rank) in zip(cases[1:], shared, strict=True):
             assert ((losses - alone).abs() <= 1e-12).all()
@@ -213,21 +238,55 @@ def test_a_stage_computes_the_same_on_any_number_of_expert_ranks() -> None:
 
 def send_too_many(rank: int, size: int) -> str:
     """Rank 0 believes it sends a row more to everyone (its plan is of another micro-batch, say)."""
-    group = ExpertGroup(dist.group.WORLD, rank, size, check_splits=True)
-    plan = make_plan(torch.tensor([[0, E - 1]] * 3), E, group)
+    dispatcher = flat(expert_group(rank, size, size, check_splits=True))
+    tokens = Tokens(torch.randn(3, D), torch.tensor([[0, E - 1]] * 3), torch.randn(3, 2), torch.randn(3, D))
+    route = planned(tokens, dispatcher, capacity=3).there
+    assert isinstance(route, Journey)
     if rank == 0:
-        plan = replace(
-            plan,
-            sent_to_token_S=torch.zeros(sum(plan.send_P) + size, dtype=torch.int64),
-            send_P=[n + 1 for n in plan.send_P],
-        )
+        (hop,) = route.hops
+        more = torch.zeros(sum(hop.send) + size, dtype=torch.int64)
+        route = replace(route, hops=(replace(hop, taken_S=more, send=[n + 1 for n in hop.send]),))
     with pytest.raises(SplitMismatch) as caught:
-        route(plan, group).start(pack(torch.randn(3, D), torch.randn(3, 2), plan, group))
+        route.start((tokens.x_ND, tokens.weights_NK)).wait()
     return str(caught.value)
 
 
 def test_debug_mode_names_the_ranks_whose_splits_disagree() -> None:
     for rank, message in enumerate(run_ranks(send_too_many, 4)):
-        expected = 3 if rank in (0, 3) else 0  # experts 0 and 7 live on the first and the last rank
-        assert f"expert rank {rank} expects {expected} rows from expert rank 0" in message
+        expected = 3 if rank in (0, 3) else 0  # experts 0 and 15 live on the first and the last rank
+        assert f"peer {rank} expects {expected} rows from peer 0" in message
         assert f"which sends {expected + 1}" in message
+
+
+def decide_what_cannot_be(rank: int, size: int, node: int, dispatcher: str) -> list[str]:
+    make = {"flat": flat, "two_hop": two_hop}[dispatcher](expert_group(rank, size, node))
+    said = []
+    for fault in ("nan", "inf", "too large", "negative", "another layer"):
+        ids_NK, weights_NK, layer = torch.tensor([[0, 3], [5, 1]]), torch.rand(2, 2), 7
+        if rank == 1:
+            match fault:
+                case "nan" | "inf":
+                    weights_NK[1, 0] = float(fault)
+                case "too large":
+                    ids_NK[0, 1] = E
+                case "negative":
+                    ids_NK[1, 1] = -1
+                case "another layer":
+                    layer = 8
+        routing = TokenRouting(ids_NK, weights_NK)
+        told, route = make.announce(routing, E, layer)
+        with pytest.raises(RoutingFault) as caught:
+            make.plan(*route.start((told,)).wait(), routing, E)
+        said.append(str(caught.value))
+    dist.barrier()
+    return said
+
+
+@pytest.mark.parametrize(("node", "dispatcher"), [(4, "flat"), (2, "two_hop")])
+def test_every_rank_is_told_what_the_router_of_one_has_done(node: int, dispatcher: str) -> None:
+    for nan, inf, too_large, negative, another in run_ranks(decide_what_cannot_be, 4, node, dispatcher):
+        assert nan == inf
+        assert "layer 7, expert-parallel rank 1: router weights are not finite" in nan
+        assert too_large == negative
+        assert "layer 7, expert-parallel rank 1: expert ids are outside 0..15" in too_large
+        assert "rank 0: layer 7, rank 1: layer 8" in another

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from deepseek_train.parallel.expert.group import Among
 from deepseek_train.parallel.mesh import ReplicaGroup, make_mesh
 from deepseek_train.parallel.p2p import Links
 from deepseek_train.schedule.action import Placement
@@ -47,7 +48,7 @@ class Group:
 class Seen:
     """The groups of one rank's mesh."""
 
-    expert: Group
+    expert: list[Group]  # forward and backward
     expert_rank: int
     dense: dict[int, Group]
     experts: dict[int, Group]
@@ -63,10 +64,11 @@ def see(rank: int, case: Case) -> Seen:
     embeds = tuple(s.index for s in specs if s.embeds)
     mesh = make_mesh(case.layout, case.placement, rank, embeds=embeds, check_splits=False)
     expert = mesh.expert_group
-    assert expert.group is not None
     assert expert.size == case.ep
+    lanes = [] if case.ep == 1 else [expert.forward[Among.ALL], expert.backward[Among.ALL]]
+    assert len({id(peers.group) for peers in lanes}) == len(lanes)
     return Seen(
-        expert=look(ReplicaGroup((), expert.group)),
+        expert=[look(ReplicaGroup((), peers.group)) for peers in lanes],
         expert_rank=expert.rank,
         dense={stage: look(group) for stage, group in mesh.dense.items()},
         experts={stage: look(group) for stage, group in mesh.experts.items()},
@@ -109,7 +111,8 @@ def test_groups_are_those_of_the_definition(case: Case, seen: dict[Case, list[Se
     embedding_stages = {0, case.pp - 1} if case.mtp else {0}
     for rank, mesh in enumerate(seen[case]):
         assert mesh.expert_rank == expert_rank(rank)
-        check_group(mesh.expert, lambda r, me=rank: r // case.ep == me // case.ep)  # type: ignore[misc]
+        for group in mesh.expert:
+            check_group(group, lambda r, me=rank: r // case.ep == me // case.ep)  # type: ignore[misc]
         stages = [s for s in range(case.pp) if holds(rank, s)]
         assert list(mesh.dense) == list(mesh.experts) == stages
         share = expert_rank(rank)

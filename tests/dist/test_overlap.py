@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_train.phases.phase import Move
+from deepseek_train.phases.phase import Move, Phase
 from deepseek_train.phases.wgrad import allocate_main_grads
 from deepseek_train.pipeline.mail import Mail
 from deepseek_train.pipeline.trace import Trace
@@ -46,14 +46,15 @@ def trained(grid: OnGrid) -> Trace:
 def run_traced(rank: int, _world_size: int) -> Traced:
     grid = on_grid(CASE, rank, torch.float32)
     trace = trained(grid)
-    rows = {
-        index: [
-            (phase.name, Lane.COMMUNICATION if isinstance(phase, Move) else Lane.COMPUTE)
-            for phase in stage.phases
-        ]
-        for index, stage in grid.stages.items()
-    }
+    rows = {index: [name for phase in stage.phases for name in on_lanes(phase)] for index, stage in grid.stages.items()}
     return Traced(grid.mesh.pp_rank, trace.spans, trace.phases, rows)
+
+
+def on_lanes(phase: Phase | Move) -> list[tuple[str, Lane]]:
+    if isinstance(phase, Phase):
+        return [(phase.name, Lane.COMPUTE)]
+    beside = [(phase.beside.name, Lane.COMPUTE)] if phase.beside else []
+    return [(phase.name, Lane.COMMUNICATION), *beside]
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +78,12 @@ def test_every_phase_is_traced_once_on_its_lane(traces: list[Traced]) -> None:
                 case Kind.FORWARD:
                     assert found[action] == row
                 case Kind.BACKWARD | Kind.BACKWARD_INPUT:
-                    assert found[Action(action.stage, I, action.microbatch)] == row
+                    inputs = {key: n for key, n in row.items() if "announce" not in key[0]}  # no gradient
+                    assert found[Action(action.stage, I, action.microbatch)] == inputs
                 case Kind.BACKWARD_WEIGHT:
                     assert weights == Counter({("weights", Lane.COMPUTE): 1})
             if action.kind is B:  # each phase that has weights, and no other
-                owners = ("embed", "attend", "experts", "feed_forward", "head")
+                owners = ("embed", "attend", "shared", "experts", "feed_forward", "head")
                 assert Counter({n: c for n, c in names(row).items() if n in owners}) <= names(weights)
                 assert names(weights) <= names(row)
                 assert {lane for _, lane in weights} == {Lane.COMPUTE}

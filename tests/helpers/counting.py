@@ -19,8 +19,14 @@ from deepseek_train.phases.wgrad import WeightGradQueue, Work
 
 WITH_WEIGHT = (_Linear, _GroupedLinear, _RmsNorm, _Embed)
 FUNCTIONS = (*WITH_WEIGHT, _SwiGlu, _CrossEntropy)
-PHASES = ((DenseBlock, "attend"), (DenseBlock, "feed_forward"), (MoeBlock, "attend"), (MoeBlock, "compute"))
-EXCHANGES = ((MoeBlock, "pack"), (MoeBlock, "unpack"))
+PHASES = (
+    (DenseBlock, "attend"),
+    (DenseBlock, "feed_forward"),
+    (MoeBlock, "attend"),
+    (MoeBlock, "share"),
+    (MoeBlock, "compute"),
+)
+EXCHANGES = ((MoeBlock, "plan"), (MoeBlock, "add"))
 Setter = Callable[[object, str, object], None]
 
 

@@ -24,14 +24,15 @@ EMBED = HEAD = (Part(Role.ATTEND),)
 DENSE = (Part(Role.ATTEND), Part(Role.EXPERTS))
 MOE = (
     Part(Role.ATTEND),
-    Part(Role.DISPATCH),  # pack
-    Part(Role.DISPATCH, moves=True),
+    Part(Role.ATTEND, moves=True),  # announce
+    Part(Role.DISPATCH),  # plan
+    Part(Role.DISPATCH, moves=True, weights=Role.EXPERTS),  # the shared expert beside it
     Part(Role.EXPERTS),
     Part(Role.COMBINE, moves=True),
-    Part(Role.COMBINE),  # unpack
+    Part(Role.COMBINE),  # add
 )
 MTP = (Part(Role.ATTEND), *MOE, Part(Role.ATTEND))  # projection, block, loss
-NAMES = ("attend", "pack", "dispatch", "experts", "combine", "unpack")
+NAMES = ("attend", "announce", "plan", "dispatch", "experts", "combine", "add")
 both_orders = pytest.mark.parametrize("order", [FIGURE_4, PROFILE], ids=["FIGURE_4", "PROFILE"])
 
 
@@ -77,46 +78,53 @@ def test_one_layer_is_figure_4() -> None:
     """Both chunks one layer: what starts before the forward's dispatch and ends after the backward's attention is the
     end of the unit, which the next layers' unit would hide."""
     assert spelled(FIGURE_4, MOE) == [
-        "unpack(I)",
+        "add(I)",
         "combine(I)",  # the first: under attend(F)
         "attend(F)",
-        "pack(F)",
-        "dispatch(F)",  # under experts(I)
+        "announce(F)",  # in between come the weight gradients of the layer before
+        "plan(F)",
+        "dispatch(F)",  # under experts(I), and the shared expert
         "experts(I)",
         "dispatch(I)",  # under experts(W), experts(F)
         "experts(W)",
+        "dispatch(W)",  # the shared expert's
         "experts(F)",
         "combine(F)",  # under attend(I)
-        "pack(I)",
+        "plan(I)",
+        "announce(I)",  # nothing
         "attend(I)",
+        "add(F)",
         "attend(W)",
-        "unpack(F)",
     ]
 
 
 def test_the_profile_issues_as_deepseek_does() -> None:
     assert spelled(PROFILE, MOE) == [
-        "unpack(I)",
+        "add(I)",
         "combine(I)",
         "attend(F)",
+        "announce(F)",
         "experts(I)",
-        "pack(F)",
+        "plan(F)",
         "dispatch(F)",
         "dispatch(I)",
         "experts(W)",
+        "dispatch(W)",
         "experts(F)",
-        "pack(I)",
+        "plan(I)",
+        "announce(I)",
         "attend(I)",
         "attend(W)",
         "combine(F)",
-        "unpack(F)",
+        "add(F)",
     ]
 
 
 def spelled(order: Order, row: Row) -> list[str]:
     """Of a layer beside its like, without the weight gradients of phases that have none."""
     pieces = interleave(row, row, order)
-    none = [Piece(W, i) for i, part in enumerate(row) if part.role.lane is Lane.COMMUNICATION]
+    none = [Piece(W, i) for i, part in enumerate(row) if part.moves or part.role.lane is Lane.COMMUNICATION]
+    none = [piece for piece in none if not row[piece.index].weights]
     return [f"{NAMES[p.index]}({p.kind.value})" for p in pieces if p not in none]
 
 
@@ -126,27 +134,33 @@ def waits(forward: Row, backward: Row, pieces: tuple[Piece, ...]) -> list[tuple[
     row_of = {F: forward, I: backward, W: backward}
     found = []
     for position, piece in enumerate(pieces):
-        if piece.kind is W or not row_of[piece.kind][piece.index].moves:
-            continue
+        part = row_of[piece.kind][piece.index]
+        if piece.kind is W or not part.moves or (piece.kind is I and part.role is Role.ATTEND):
+            continue  # decisions have no gradient
         later = range(position + 1, len(pieces))
         needs = next((n for n in later if pieces[n].kind is piece.kind), len(pieces))
-        hiding = [
-            p for p in pieces[position + 1 : needs] if row_of[p.kind][p.index].role.lane is Lane.COMPUTE
-        ]
+        hiding = [p for p in pieces[position + 1 : needs] if computes(row_of[p.kind][p.index])]
         found.append((piece, tuple(hiding)))
     return found
+
+
+def computes(part: Part) -> bool:
+    return part.role.lane is Lane.COMPUTE and not part.moves
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4, 8])
 @pytest.mark.parametrize("edge", [(), EMBED], ids=["a middle stage", "the first stage"])
 def test_no_transfer_is_waited_for_at_once(layers: int, edge: Row) -> None:
-    """Of two equal chunks every transfer, without exception, has a computation of the other half or a weight gradient
-    to hide under."""
+    """Of two equal chunks every transfer has a computation of the other half or a weight gradient to hide under; but
+    for what the first router of the pair has decided, before any weight gradient is ready."""
     row = edge + MOE * layers
     found = waits(row, row, interleave(row, row, FIGURE_4))
-    assert len(found) == 4 * layers
+    first = next(
+        transfer for transfer, _ in found if NAMES[(transfer.index - len(edge)) % len(MOE)] == "announce"
+    )
+    assert len(found) == 5 * layers
     for transfer, hiding in found:
-        assert [p for p in hiding if p.kind is not transfer.kind], transfer
+        assert transfer == first or [p for p in hiding if p.kind is not transfer.kind], transfer
 
 
 @pytest.mark.parametrize("layers", [2, 4])
@@ -157,18 +171,20 @@ def test_inside_the_pair_figure_4_hides_what_it_says(layers: int) -> None:
     for transfer, hiding in waits(row, row, interleave(row, row, FIGURE_4)):
         name = f"{NAMES[transfer.index % len(MOE)]}({transfer.kind.value})"
         under = {f"{NAMES[p.index % len(MOE)]}({p.kind.value})" for p in hiding}
-        first = name == "combine(I)" and transfer.index // len(MOE) == layers - 1
+        ends = {"combine(I)": layers - 1, "announce(F)": 0}
+        first = name in ends and transfer.index // len(MOE) == ends[name]
         assert (
             under
             >= {
                 "dispatch(F)": {"experts(I)"},
                 "dispatch(I)": {"experts(W)", "experts(F)"},
                 "combine(F)": {"attend(I)"},
-                "combine(I)": {"attend(F)"} if first else {"attend(W)", "attend(F)"},
+                "combine(I)": {"attend(F)"} if first else {"attend(F)", "attend(W)"},
+                "announce(F)": set() if first else {"attend(W)"},
             }[name]
         )
         units += 1
-    assert units == 4 * layers
+    assert units == 5 * layers
 
 
 @settings(max_examples=100, deadline=None)
@@ -187,8 +203,10 @@ def test_a_head_or_a_dense_layer_leaves_no_transfer_bare_while_both_halves_have_
         left = [
             p
             for p in pieces[pieces.index(transfer) + 1 :]
-            if p.kind is other and rows_[other][p.index].role.lane is Lane.COMPUTE
+            if p.kind is other and computes(rows_[other][p.index])
         ]
+        if rows_[transfer.kind][transfer.index].role is Role.ATTEND:
+            continue  # decisions: under attend(W), where there is one
         assert [p for p in hiding if p.kind is not transfer.kind] or not left, (transfer, left[:1])
 
 

@@ -1,78 +1,43 @@
-"""Flat dispatch: one all-to-all over the expert-parallel group, each token sent once to every rank that needs it.
+"""Flat dispatch: one all-to-all over the whole expert group, a token once to every rank that needs it.
 
-The same rows travel back in combine, already summed over the experts of a rank. The exchange itself is a route; what
-stands here is local and differentiable. Legend: see ``plan``.
+Copies come home summed in the order of ``two_hop``: those of one node first, then nodes. Legend: see ``plan``; G nodes,
+N tokens of this rank, S sent rows (by target rank, then token), Q (node, token) pairs.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
-
-from deepseek_train.parallel.exchange import Exchange, ExpertGroup
-from deepseek_train.parallel.expert.plan import DispatchPlan
-from deepseek_train.phases.parcel import Route, Stay, Tensors
+from deepseek_train.parallel.expert.announce import Told, check_headers
+from deepseek_train.parallel.expert.group import Among, ExpertGroup
+from deepseek_train.parallel.expert.journey import Hop, Journey, Sum, WireFormats
+from deepseek_train.parallel.expert.plan import DispatchPlan, assign, count_local, on_host, places, targets
 
 
-@dataclass(frozen=True)
-class Dispatched:
-    """Tokens as the ranks of their experts received them."""
+def plan_flat(
+    told: Told, num_tokens: int, num_experts: int, group: ExpertGroup, formats: WireFormats
+) -> DispatchPlan:
+    """The plan of this rank. Raises RoutingFault."""
+    size, per_rank, capacity = group.size, num_experts // group.size, told.ids_PCK.shape[1]
+    first = group.rank * per_rank
+    needed_PC = targets(told.ids_PCK[group.rank], per_rank, 0, size).t()
+    needed_GC = needed_PC.unflatten(0, (-1, group.node_size)).any(1)
+    here_PC = targets(told.ids_PCK, per_rank, group.rank, 1).squeeze(-1)
+    header, rows_E, send, receive, pairs_G = on_host(
+        told.header_P2,
+        count_local(told.ids_PCK, first, per_rank),
+        needed_PC.sum(1),
+        here_PC.sum(1),
+        needed_GC.sum(1),
+    )
+    check_headers(header, num_experts)
 
-    x_RD: Tensor
-    weights_RK: Tensor  # routing weights of the received rows, for all K experts of the token
-    plan: DispatchPlan
+    sent_S = places(needed_PC, sum(send))  # flat in [P, C]
+    token_S = sent_S % capacity
+    pair_GC = needed_GC.flatten().cumsum(0) - 1
+    pair_S = pair_GC[sent_S // (capacity * group.node_size) * capacity + token_S]
+    token_Q = places(needed_GC, sum(pairs_G)) % capacity
+    hop = Hop(Among.ALL, token_S, (Sum(pair_S, sum(pairs_G)), Sum(token_Q, num_tokens)), send, receive)
 
-
-def route(plan: DispatchPlan, group: ExpertGroup) -> Route:
-    """The way from tokens to experts; combine takes ``back()``."""
-    return Stay() if group.size == 1 else Exchange(plan.send_P, plan.receive_P, group)
-
-
-def pack(x_ND: Tensor, weights_NK: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensors:
-    """The rows of tokens and of routing weights to send: x_SD, weights_SK."""
-    if group.size == 1:
-        return x_ND, weights_NK
-    rows = plan.sent_to_token_S
-    return x_ND.index_select(0, rows), weights_NK.index_select(0, rows)
-
-
-def expand(dispatched: Dispatched) -> tuple[Tensor, Tensor]:
-    """One row per assignment, grouped by local expert: x_AD and its routing weights [A]."""
-    plan = dispatched.plan
-    x_AD = dispatched.x_RD.index_select(0, plan.assignment_to_row_A)
-    return x_AD, dispatched.weights_RK.flatten().index_select(0, plan.assignment_to_slot_A)
-
-
-def reduce(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
-    """Sums the assignments of each received row: y_RD, the reverse of ``expand``."""
-    return _summed(y_AD, plan.assignment_to_row_A, plan.num_received)
-
-
-def unpack(y_SD: Tensor, plan: DispatchPlan, group: ExpertGroup) -> Tensor:
-    """Sums the rows that came back for each token: y_ND, the reverse of ``pack``."""
-    return y_SD if group.size == 1 else _summed(y_SD, plan.sent_to_token_S, plan.num_tokens)
-
-
-class _Sum(Function):
-    """Saves the map alone. (``index_add`` itself would keep its rows, for their shape.)"""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:
-        ctx.save_for_backward(rows_to_sums)
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        sums = rows.new_zeros(num_sums, rows.shape[-1], dtype=wide)
-        return sums.index_add_(0, rows_to_sums, rows.to(wide)).to(rows.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        (rows_to_sums,) = ctx.saved_tensors
-        return dy.index_select(0, rows_to_sums), None, None
-
-
-def _summed(rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:
-    """Sums of rows, accumulated in FP32 (FP64 for FP64 rows), rounded once."""
-    return _Sum.apply(rows, rows_to_sums, num_sums)
+    arriving_R = places(here_PC, sum(receive))
+    rows_R = here_PC.flatten().cumsum(0)[arriving_R] - 1
+    arrivals = assign(told.ids_PCK.flatten(0, 1)[arriving_R], rows_R, first, rows_E)
+    remote = sum(pairs_G) - pairs_G[group.node]
+    journey = Journey((hop,), group, formats, remote)
+    return DispatchPlan(num_tokens, arrivals, journey, journey.home())

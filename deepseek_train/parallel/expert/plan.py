@@ -1,70 +1,77 @@
-"""Where each token of a micro-batch goes in one MoE layer: computed once, used by dispatch, combine and both backwards.
+"""Where each token of a micro-batch goes in one MoE layer: worked out once, on every rank alone, from what all routers
+have announced; used by dispatch, combine and both backwards.
 
-Legend: N local tokens, K experts per token, P expert-parallel ranks, S rows sent (a token once per rank that needs
-it, ordered by rank, then token), R rows received (ordered by source rank, then source token), A assignments of
-received rows to local experts (ordered by expert, then row).
+Legend: P expert-parallel ranks, C tokens a rank may have at most, K experts per token, R received rows, A assignments
+of received rows to local experts, in the order of expert, source rank, source token: the same for every dispatcher.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from deepseek_train.parallel.exchange import Exchange, ExpertGroup, exchange_counts
+from deepseek_train.phases.parcel import Route
 
 
 @dataclass(frozen=True)
-class TokenRouting:
-    """The router's decision: which experts, with which weights (differentiable)."""
+class Arrivals:
+    """What this rank's experts do with the rows that arrive. ``x_to_y`` reads: for each x, its y."""
 
-    expert_ids_NK: Tensor
-    weights_NK: Tensor
+    num_rows: int
+    assignment_to_row_A: Tensor
+    assignment_to_slot_A: Tensor  # flat index into the received [R, K] routing weights
+    rows_E: tuple[int, ...]  # assignments of each local expert
 
 
 @dataclass(frozen=True)
 class DispatchPlan:
-    """Row maps of one micro-batch in one MoE layer. ``x_to_y`` reads: for each x, its y."""
+    """``there``: the route of tokens (hidden vectors and routing weights) to their experts; ``home``: of results."""
 
     num_tokens: int
-    sent_to_token_S: Tensor
-    send_P: list[int]  # rows to each rank
-    receive_P: list[int]  # rows from each rank
-    assignment_to_row_A: Tensor  # received row
-    assignment_to_slot_A: Tensor  # flat index into the received [R, K] routing weights
-    rows_E: tuple[int, ...]  # assignments of each local expert
-
-    @property
-    def num_received(self) -> int:
-        return sum(self.receive_P)
+    arrivals: Arrivals
+    there: Route
+    home: Route
 
 
-@torch.no_grad()
-def make_plan(expert_ids_NK: Tensor, num_experts: int, group: ExpertGroup) -> DispatchPlan:
-    """Plan for tokens routed to ``expert_ids_NK``; rank p holds experts [p E/P, (p+1) E/P). Collective over the group.
-    Dropless: every assignment is served. Waits for the device: row counts are needed on the host."""
-    num_tokens, top_k = expert_ids_NK.shape
-    per_rank = num_experts // group.size
-    if group.size == 1:
-        sent_to_token_S = torch.arange(num_tokens, device=expert_ids_NK.device)
-        send_P, receive_P, ids_RK = [num_tokens], [num_tokens], expert_ids_NK
-    else:
-        needed_NP = torch.zeros(num_tokens, group.size, dtype=torch.bool, device=expert_ids_NK.device)
-        needed_NP.scatter_(1, expert_ids_NK // per_rank, True)
-        sent_to_token_S = needed_NP.t().nonzero()[:, 1]
-        counts_P = needed_NP.sum(0)
-        send_P, receive_P = counts_P.tolist(), exchange_counts(counts_P, group)
-        way = Exchange(send_P, receive_P, replace(group, group=group.plans or group.group))
-        (ids_RK,) = way.start((expert_ids_NK[sent_to_token_S],)).wait()
-    local_ids = ids_RK.flatten() - group.rank * per_rank
-    slots = ((local_ids >= 0) & (local_ids < per_rank)).nonzero().flatten()
-    experts_A, order = torch.sort(local_ids[slots], stable=True)
-    slots_A = slots[order]
-    return DispatchPlan(
-        num_tokens=num_tokens,
-        sent_to_token_S=sent_to_token_S,
-        send_P=send_P,
-        receive_P=receive_P,
-        assignment_to_row_A=slots_A // top_k,
-        assignment_to_slot_A=slots_A,
-        rows_E=tuple(torch.bincount(experts_A, minlength=per_rank).tolist()),
-    )
+def on_host(*tensors: Tensor) -> list[list[int]]:
+    """Integers of several tensors as flat lists, with a single wait for the device."""
+    numbers = torch.cat([t.flatten() for t in tensors]).tolist()
+    lists, at = [], 0
+    for tensor in tensors:
+        lists.append(numbers[at : at + tensor.numel()])
+        at += tensor.numel()
+    return lists
+
+
+def places(mask: Tensor, count: int) -> Tensor:
+    """Flat indices of the ``count`` true elements, in order; does not wait for the device."""
+    found: Tensor = torch.nonzero_static(mask.flatten(), size=count)
+    return found.flatten()
+
+
+def targets(ids: Tensor, per_target: int, first: int, count: int) -> Tensor:
+    """Which of ``count`` targets, from ``first`` on, each row [..., K] of expert ids needs: bool [..., count]."""
+    which = ids.div(per_target, rounding_mode="floor") - first
+    inside = torch.where((which >= 0) & (which < count) & (ids >= 0), which, count)
+    needed = torch.zeros(*ids.shape[:-1], count + 1, dtype=torch.bool, device=ids.device)
+    return needed.scatter_(-1, inside, True)[..., :count]
+
+
+def count_local(ids_PCK: Tensor, first: int, count: int) -> Tensor:
+    """Assignments of each of ``count`` local experts from ``first`` on: [count]."""
+    local = ids_PCK.flatten() - first
+    inside = torch.where((local >= 0) & (local < count), local, count)
+    return torch.zeros(count + 1, dtype=torch.int64, device=local.device).scatter_add_(
+        0, inside, torch.ones_like(inside)
+    )[:count]
+
+
+def assign(ids_RK: Tensor, row_R: Tensor, first: int, rows_E: list[int]) -> Arrivals:
+    """``ids_RK``: expert ids of the received tokens by source rank and token; ``row_R``: where each of them lies."""
+    top_k = ids_RK.shape[1]
+    local = ids_RK.flatten() - first
+    slots = places((local >= 0) & (local < len(rows_E)), sum(rows_E))
+    order = torch.sort(local[slots], stable=True).indices
+    sorted_slots = slots[order]
+    rows_A = row_R[sorted_slots // top_k]
+    return Arrivals(len(row_R), rows_A, rows_A * top_k + sorted_slots % top_k, tuple(rows_E))

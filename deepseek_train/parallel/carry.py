@@ -1,0 +1,86 @@
+"""Transfers of several legs, with a little computing between them, that need nobody to push them on.
+
+A transfer is a generator: it starts a collective, yields its work, and is resumed when that is over; what it returns
+has arrived. On CPUs the network's own thread resumes it; on CUDA a stream of its own does, and the host never waits.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.futures import Future
+
+from deepseek_train.phases.parcel import Pending, Tensors
+
+Transfer = Generator[dist.Work, None, Tensors]
+
+
+def carry(transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream | None) -> Pending:
+    """Starts ``transfer`` of ``tensors``. ``stream``: where its legs are queued; None on CPUs."""
+    return ByNetwork(transfer) if stream is None else OnStream(transfer, tensors, stream)
+
+
+class ByNetwork:
+    """Every leg begins in the thread that ended the one before."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        self._over: Future[Tensors] = Future()
+        self._go_on(None)
+
+    def _go_on(self, last: Any) -> None:
+        try:
+            if last is not None:
+                last.value()  # raises what went wrong in that leg
+            work = next(self._transfer)
+        except StopIteration as end:
+            self._over.set_result(end.value)
+        except Exception as error:
+            self._over.set_exception(error)  # type: ignore[arg-type]  # its stub names the wrong type
+        else:
+            work.get_future().add_done_callback(self._go_on)
+
+    def wait(self) -> Tensors:
+        return self._over.wait()
+
+    def ready(self) -> bool:
+        return self._over.done()
+
+    def when_done(self, note: Callable[[], None]) -> None:
+        self._over.add_done_callback(lambda _: note())
+
+
+class OnStream:
+    """All legs are queued at once on ``stream``, behind what the current stream has been given so far."""
+
+    def __init__(self, transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream) -> None:
+        stream.wait_stream(torch.cuda.current_stream())
+        for tensor in tensors:
+            tensor.record_stream(stream)
+        with torch.cuda.stream(stream):
+            self._arrived = _queued(transfer)
+            self._end = stream.record_event()
+
+    def wait(self) -> Tensors:
+        current = torch.cuda.current_stream()
+        current.wait_event(self._end)
+        for tensor in self._arrived:
+            tensor.record_stream(current)
+        return self._arrived
+
+    def ready(self) -> bool:
+        return bool(self._end.query())
+
+    def when_done(self, note: Callable[[], None]) -> None:
+        raise TypeError("the end of a transfer on CUDA is an event, not a call: trace with a DeviceClock")
+
+
+def _queued(transfer: Transfer) -> Tensors:
+    while True:
+        try:
+            work = next(transfer)
+        except StopIteration as end:
+            arrived: Tensors = end.value
+            return arrived
+        work.wait()  # holds back the stream, not the host

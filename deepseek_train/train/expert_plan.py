@@ -1,0 +1,61 @@
+"""Which dispatcher a run's experts get, decided on paper."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deepseek_train.config.parse import Problem
+from deepseek_train.config.schema import RunConfig
+from deepseek_train.spec.layout import ParallelLayout, expert_ranks_per_node
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """``ranks_per_node``: of an expert group; None where its ranks do not lie evenly on nodes. ``reason``: in words."""
+
+    dispatcher: Literal["flat", "two_hop", "deep_ep"]
+    ranks_per_node: int | None
+    reason: str
+
+
+def plan_experts(config: RunConfig, layout: ParallelLayout) -> ExpertPlan:
+    """What ``parallel.dispatcher`` comes to. Check ``expert_problems`` first."""
+    asked, per_node = config.parallel.dispatcher, expert_ranks_per_node(layout, config.cluster.gpus_per_node)
+    if asked != "auto":
+        return ExpertPlan(asked, per_node, "as asked")
+    if layout.ep == 1:
+        return ExpertPlan("flat", per_node, "every rank holds all experts")
+    if per_node is None:
+        what = (
+            f"{layout.ep} expert-parallel ranks do not lie evenly on nodes of {config.cluster.gpus_per_node}"
+        )
+        return ExpertPlan("flat", None, what)
+    if per_node == layout.ep:
+        return ExpertPlan("flat", per_node, "experts of a layer are on one node")
+    if per_node == 1:
+        return ExpertPlan("flat", per_node, "experts of a layer are on one rank of each node")
+    return ExpertPlan(
+        "two_hop", per_node, f"experts of a layer are on {layout.ep // per_node} nodes of {per_node}"
+    )
+
+
+def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
+    """Why the dispatcher asked for cannot be."""
+    asked, gpus = config.parallel.dispatcher, config.cluster.gpus_per_node
+    if asked != "two_hop" or layout.dp % layout.ep:
+        return []
+    per_node = expert_ranks_per_node(layout, gpus)
+    if per_node is None:
+        what = f"two_hop, but {layout.ep} expert-parallel ranks do not lie evenly on nodes of {gpus}"
+        mend = (
+            "Make parallel.ep and parallel.dp multiples of cluster.gpus_per_node, or write parallel.dispatcher=auto, "
+            "which falls back to flat."
+        )
+        return [Problem("parallel.dispatcher", what, mend)]
+    if per_node in (1, layout.ep):
+        where = "one node" if per_node == layout.ep else "one rank of each node"
+        what = (
+            f"two_hop, but the {layout.ep} expert-parallel ranks of a layer are on {where} (nodes of {gpus})"
+        )
+        mend = "Write parallel.dispatcher=auto: one hop is all there is."
+        return [Problem("parallel.dispatcher", what, mend)]
+    return []
