@@ -4,8 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.poison import poison_empty, seed_everything
+
+settings.register_profile(
+    "house", deadline=None
+)  # machines are shared: how long an example takes says nothing
+settings.load_profile("house")
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
