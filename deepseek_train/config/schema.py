@@ -133,6 +133,8 @@ class OptimConfig:
     weight_decay: float = 0.1  # decoupled, on matrices only (norm gains are not decayed)
     clip_norm: float = 1.0  # global gradient norm; 0: never clip
     sequence_balance_weight: float = 1e-4  # alpha: sequence-wise balance loss
+    # sign (V3): a router bias moves by gamma; magnitude: by gamma times (mean load - load) / mean load.
+    balance_rule: Literal["sign", "magnitude"] = "sign"
 
 
 @dataclass(frozen=True)

@@ -88,8 +88,9 @@ def _cells(
         ("lr", 8, f"{metrics.lr:.2e}"),
         ("tok/s", 6, numbers.count(metrics.tokens_per_second)),
     ]
-    if metrics.expert_load:
-        cells.append(("load", 5, f"{metrics.load_max_over_mean():.2f}"))  # busiest expert over the mean
+    if metrics.expert_load:  # of the worst layer / of the mean layer
+        violation = f"{metrics.worst_max_violation():.2f}/{metrics.mean_max_violation():.2f}"
+        cells.append(("maxvio", 9, violation))
     cells.append(("memory", 8, numbers.data_size(metrics.memory_bytes)))
     if gpu is not None:
         cells.append(("gpu", 4, f"{gpu.utilisation:.0%}"))

@@ -2,7 +2,8 @@
 
 A number that is not finite is written as ``null`` (JSON has no NaN) and read back as NaN (an MTP loss as
 None). Timelines are left out. Expert loads are the bulk of a line (58 layers of 256 experts: 80 kB), so long
-runs keep fewer of them, see ``keeps_load``; the number ``load_max_over_mean`` is on every line.
+runs keep fewer of them, see ``keeps_load``; what they come to, ``max_violation`` of each layer and
+``load_max_over_mean`` of the worst, is on every line.
 """
 
 import json
@@ -40,6 +41,7 @@ class JsonlSink:
         facts = asdict(replace(metrics, timeline=None))
         del facts["timeline"]
         facts["load_max_over_mean"] = metrics.load_max_over_mean()
+        facts["max_violation"] = {layer: round(v, 5) for layer, v in metrics.max_violations().items()}
         if not keeps_load(metrics.step):
             facts["expert_load"] = {}
         self._write({"kind": "step", **facts})
@@ -76,7 +78,8 @@ def read_history(path: Path) -> History:
         if kind == "validation":
             evaluations.append(EvalMetrics(**record))
         else:
-            del record["load_max_over_mean"]
+            for derived in ("load_max_over_mean", "max_violation"):  # the latter is not in older files
+                record.pop(derived, None)
             record["expert_load"] = {int(layer): tuple(load) for layer, load in record["expert_load"].items()}
             steps.append(StepMetrics(**record))
     return History(tuple(steps), tuple(evaluations))

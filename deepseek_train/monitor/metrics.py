@@ -24,13 +24,27 @@ class StepMetrics:
     skipped: bool  # a gradient was not finite; no weight moved
     timeline: Timeline | None = None  # only on steps that were traced
 
-    def load_max_over_mean(self) -> float:
-        """Worst layer's busiest expert over its mean (1 is perfect; MaxVio = this - 1); 1 without MoE layers."""
-        worst = 1.0
-        for counts in self.expert_load.values():
+    def max_violations(self) -> dict[int, float]:
+        """MaxVio of each MoE layer: its busiest expert's tokens / the mean of its experts - 1, over the global batch
+        ("Auxiliary-Loss-Free Load Balancing Strategy", equation 4). 0 is perfect, experts / top-k - 1 the worst."""
+        found = {}
+        for layer, counts in self.expert_load.items():
             mean = sum(counts) / len(counts)
-            worst = max(worst, max(counts) / mean if mean else 1.0)
-        return worst
+            found[layer] = (max(counts) - mean) / mean if mean else 0.0
+        return found
+
+    def worst_max_violation(self) -> float:
+        """MaxVio of the worst layer; 0 without MoE layers."""
+        return max(self.max_violations().values(), default=0.0)
+
+    def mean_max_violation(self) -> float:
+        """MaxVio averaged over layers; 0 without MoE layers."""
+        found = self.max_violations().values()
+        return sum(found) / max(1, len(found))
+
+    def load_max_over_mean(self) -> float:
+        """Worst layer's busiest expert over its mean (1 is perfect); 1 without MoE layers."""
+        return 1.0 + self.worst_max_violation()
 
 
 @dataclass(frozen=True)

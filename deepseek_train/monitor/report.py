@@ -4,24 +4,18 @@ It can be written in the middle of a run: a section whose facts are missing is l
 """
 
 import math
-import re
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepseek_train.monitor.jsonl import History
 from deepseek_train.monitor.machine import MachineFacts
+from deepseek_train.monitor.markdown import fence, picture, table
 from deepseek_train.monitor.numbers import count, data_size, duration, percent
 from deepseek_train.monitor.pictures.lanes import draw_lanes
-from deepseek_train.monitor.pictures.load import (
-    LoadHistory,
-    draw_expert_load,
-    draw_max_violation,
-    load_history,
-)
 from deepseek_train.monitor.pictures.loss import draw_loss
 from deepseek_train.monitor.pictures.timeline import draw_timeline
+from deepseek_train.monitor.report_load import load_section
 from deepseek_train.schedule.measured import durations_to_json, measured_durations
 from deepseek_train.schedule.perfetto import write_trace
 from deepseek_train.schedule.timeline import Timeline
@@ -58,15 +52,14 @@ class ReportFacts:
 def write_report(run_dir: Path, facts: ReportFacts) -> Path:
     """Writes ``report.md`` and its pictures and trace (``report/*``) into ``run_dir``; returns the former's path."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    load = load_history(facts.history.steps)
     sections = [
         [f"# {facts.name}"],
         _headline(facts),
         _loss(run_dir, facts.history),
-        _expert_load(run_dir, facts, load) if load else [],
+        load_section(run_dir, facts.history.steps),
         _pipeline(run_dir, facts),
         _sample(facts.sample) if facts.sample else [],
-        ["## Settings", _fence(facts.config_yaml.rstrip(), "yaml")],
+        ["## Settings", fence(facts.config_yaml.rstrip(), "yaml")],
         ["## Machine", _machine_table(facts.machine)],
     ]
     text = "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
@@ -108,7 +101,7 @@ def _headline(facts: ReportFacts) -> list[str]:
             rows.append(("skipped steps", f"**{skipped}** (a gradient was not finite)"))
     if evaluations:
         rows.append(("validation loss", f"**{evaluations[-1].loss:.4f}** after step {evaluations[-1].step}"))
-    return [_table(("", ""), rows)]
+    return [table(("", ""), rows)]
 
 
 def _loss(run_dir: Path, history: History) -> list[str]:
@@ -116,7 +109,7 @@ def _loss(run_dir: Path, history: History) -> list[str]:
         return []
     section = [
         "## Loss",
-        _picture(run_dir, draw_loss(history, run_dir / "report" / "loss.png"), "Loss over tokens"),
+        picture(run_dir, draw_loss(history, run_dir / "report" / "loss.png"), "Loss over tokens"),
     ]
     if history.evaluations:
         stride = -(-len(history.evaluations) // _VALIDATION_ROWS)
@@ -130,26 +123,8 @@ def _loss(run_dir: Path, history: History) -> list[str]:
             )
             for e in shown
         ]
-        section.append(_table(("step", "tokens", "validation loss", "MTP loss"), rows))
+        section.append(table(("step", "tokens", "validation loss", "MTP loss"), rows))
     return section
-
-
-def _expert_load(run_dir: Path, facts: ReportFacts, load: LoadHistory) -> list[str]:
-    first, last = load.max_violation_LC[:, 0], load.max_violation_LC[:, -1]
-    worst = int(last.argmax())
-    words = (
-        f"MaxVio (busiest expert over the mean, minus 1; 0 is perfect) went from {first.mean():.2f} to "
-        f"{last.mean():.2f}, averaged over {len(load.layers)} MoE layers; the worst layer is now "
-        f"{load.layers[worst]} with {last[worst]:.2f}."
-    )
-    violation = draw_max_violation(load, run_dir / "report" / "max_violation.png")
-    experts = draw_expert_load(load, run_dir / "report" / "expert_load.png")
-    return [
-        "## Expert load",
-        words,
-        _picture(run_dir, violation, "MaxVio of each MoE layer over training"),
-        _picture(run_dir, experts, "Load of each expert over training"),
-    ]
 
 
 def _pipeline(run_dir: Path, facts: ReportFacts) -> list[str]:
@@ -162,7 +137,7 @@ def _pipeline(run_dir: Path, facts: ReportFacts) -> list[str]:
         f"Measured on {timeline.num_ranks} pipeline ranks: {duration(timeline.makespan())} from the first "
         f"forward to the last backward, of which ranks were idle {percent(timeline.bubble_fraction())}."
     )
-    section = [f"## {name}", words, _picture(run_dir, path, "What each pipeline rank did when")]
+    section = [f"## {name}", words, picture(run_dir, path, "What each pipeline rank did when")]
     if timeline.phases:
         section += _lanes(run_dir, timeline, name)
     return section
@@ -181,11 +156,11 @@ def _lanes(run_dir: Path, timeline: Timeline, name: str) -> list[str]:
         f"each stage took, for `deepseek-schedule name=all measured=...` and `schedule=auto`, in "
         f"[{measured.name}]({measured.relative_to(run_dir).as_posix()})."
     )
-    return [words, _picture(run_dir, path, "Compute and communication lanes during one pair")]
+    return [words, picture(run_dir, path, "Compute and communication lanes during one pair")]
 
 
 def _sample(sample: Sample) -> list[str]:
-    return ["## Sample", "Prompt:", _fence(sample.prompt), "Continuation:", _fence(sample.continuation)]
+    return ["## Sample", "Prompt:", fence(sample.prompt), "Continuation:", fence(sample.continuation)]
 
 
 def _machine_table(machine: MachineFacts) -> str:
@@ -199,21 +174,4 @@ def _machine_table(machine: MachineFacts) -> str:
     ]
     if machine.git_revision:
         rows.append(("git revision", f"`{machine.git_revision}`"))
-    return _table(("", ""), rows)
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = [list(head), ["---"] * len(head), *escaped]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _fence(text: str, language: str = "text") -> str:
-    """A code block, its fence longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def _picture(run_dir: Path, path: Path, alternative: str) -> str:
-    return f"![{alternative}]({path.relative_to(run_dir).as_posix()})"
+    return table(("", ""), rows)

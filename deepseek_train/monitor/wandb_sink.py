@@ -32,9 +32,12 @@ class WandbSink:
             "train/batch_size": metrics.batch_size,
             "train/skipped": int(metrics.skipped),
             "train/load_max_over_mean": metrics.load_max_over_mean(),
+            "max_violation/worst": metrics.worst_max_violation(),
+            "max_violation/mean": metrics.mean_max_violation(),
             "speed/step_seconds": metrics.step_seconds,
             "speed/tokens_per_second": metrics.tokens_per_second,
             "speed/memory_bytes": metrics.memory_bytes,
+            **{f"max_violation/layer_{layer:02}": v for layer, v in metrics.max_violations().items()},
         }
         self._log({name: value for name, value in record.items() if value is not None})
 

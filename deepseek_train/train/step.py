@@ -58,7 +58,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     if not outcome.skipped:
         speed = value_at(config.optim.balance_speed, progress.tokens)
         for layer, bias in job.router_biases():
-            update_bias(bias, totals.load_LE[_row(job, layer)], speed)
+            update_bias(bias, totals.load_LE[_row(job, layer)], speed, config.optim.balance_rule)
 
     timeline = _gather_timeline(job, trace) if trace is not None else None
     seconds = time.perf_counter() - started

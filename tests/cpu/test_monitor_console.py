@@ -32,8 +32,9 @@ def test_first_every_tenth_and_last_step_in_aligned_columns() -> None:
     lines = plain()
     assert [line.split()[0] for line in lines] == ["step", "1/30", "10/30", "20/30", "30/30"]
     assert len({len(line) for line in lines}) == 1
+    assert lines[0].split()[7] == "maxvio"  # of the worst layer / of the mean layer
     assert lines[2].split() == [
-        "10/30", "164k", "8.9000", "3.4210", "0.842", "2.20e-04", "12.3k", "1.50", "1.20", "GiB", "26.5s",
+        "10/30", "164k", "8.9000", "3.4210", "0.842", "2.20e-04", "12.3k", "0.50/0.25", "1.20", "GiB", "26.5s",
     ]  # fmt: skip
     assert lines[-1].endswith("0ms")  # nothing left
 
@@ -63,7 +64,7 @@ def test_columns_without_facts_are_left_out_and_gpu_is_shown() -> None:
     sink.step(replace(STEP, mtp_loss=None, expert_load={}))
     header, line = stream.getvalue().splitlines()
     assert "mtp" not in header
-    assert "load" not in header
+    assert "maxvio" not in header
     assert line.split()[-4:-1] == ["98%", "512W", "61°C"]
 
 

@@ -41,6 +41,7 @@ def test_every_line_is_strict_json_with_its_kind_and_is_there_at_once(tmp_path: 
     assert (first["kind"], second["kind"]) == ("step", "validation")
     assert first["loss"] is None
     assert first["load_max_over_mean"] == 1.5
+    assert first["max_violation"] == {"1": 0.5, "2": 0.0}
     assert "timeline" not in first
     read = read_history(tmp_path / "metrics.jsonl").steps[0]
     assert math.isnan(read.loss)
@@ -101,3 +102,15 @@ def test_long_runs_keep_fewer_loads_but_always_the_summary(tmp_path: Path) -> No
     sink.close()
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert (record["expert_load"], record["load_max_over_mean"]) == ({}, 1.5)
+    assert record["max_violation"] == {"1": 0.5, "2": 0.0}
+
+
+def test_a_file_from_before_max_violation_was_written_is_read_and_continued(tmp_path: Path) -> None:
+    path, history = tmp_path / "metrics.jsonl", make_history(steps=20)
+    write(path, history, until=12)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        del record["max_violation"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write(path, history, start_step=10)
+    assert read_history(path) == history

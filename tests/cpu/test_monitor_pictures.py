@@ -119,6 +119,13 @@ def test_balanced_experts_are_white_and_starved_ones_blue(tmp_path: Path) -> Non
     assert share_of_colour(draw_expert_load(starved, tmp_path / "starved.png"), darkest) > bar + 0.1
 
 
+def test_a_perfect_layer_can_be_drawn_on_the_logarithmic_scale(tmp_path: Path) -> None:
+    load = load_history([replace(STEP, expert_load={1: (20, 20), 2: (10, 30)})] * 3)
+    assert load is not None
+    path = draw_max_violation(load, tmp_path / "violation.png")
+    assert share_of_colour(path, "#000004") > 0.02  # darkest of magma, half of the heatmap
+
+
 def test_directions_are_told_apart_by_where_a_microbatch_starts() -> None:
     assert reverse_microbatches(make_timeline(4, 12)) == frozenset(range(6, 12))
     one_way = Timeline(2, (Span(0, Kind.FORWARD, 0, 0, 0, 1), Span(1, Kind.FORWARD, 1, 0, 1, 2)))

@@ -132,6 +132,8 @@ def test_records_carry_step_and_tokens_and_no_missing_values() -> None:
     sink.close()
     assert run.logged[0]["train/loss"] == STEP.loss
     assert run.logged[0]["train/load_max_over_mean"] == 1.5
+    found = {k.removeprefix("max_violation/"): v for k, v in run.logged[0].items() if "violation" in k}
+    assert found == {"worst": 0.5, "mean": 0.25, "layer_01": 0.5, "layer_02": 0.0}
     assert run.logged[1] == {"step": 120, "tokens": 7, "validation/loss": 3.3}
     assert run.finished
 

@@ -1,6 +1,5 @@
 """A training step as the command runs it: losses on any layout, loads, balance biases, evaluation, skipped steps."""
 
-import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import torch
 import torch.distributed as dist
 
 from deepseek_train.config.schema import RunConfig
-from deepseek_train.data.prepare import prepare
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.schedule.catalog import make_schedule
@@ -24,10 +22,10 @@ from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.state import Progress
 from deepseek_train.train.step import evaluate, train_step
-from tests.dist.composed import compose_config
+from tests.dist.small_run import BATCH, LENGTH, small_configs
 from tests.harness import run_ranks
 
-WORLD, STEPS, BATCH, EVALUATED, LENGTH = 4, 3, 16, 16, 32
+WORLD, STEPS, EVALUATED = 4, 3, 16
 LAYOUTS = {  # all of four ranks
     "pp2 dp2 ep2": ["parallel.pp=2", "parallel.dp=2", "parallel.ep=2", "train.eval_microbatches=4"],
     "dp4 ep4": [
@@ -39,32 +37,6 @@ LAYOUTS = {  # all of four ranks
     ],
     "pp4": ["parallel.pp=4", "parallel.dp=1", "parallel.ep=1", "train.eval_microbatches=8"],
 }
-SMALL = [
-    "model.num_layers=4",
-    "model.embed_init_std=null",
-    "model.hidden_size=32",
-    "model.num_heads=2",
-    "model.qk_nope_head_dim=8",
-    "model.qk_rope_head_dim=4",
-    "model.v_head_dim=8",
-    "model.q_lora_rank=16",
-    "model.kv_lora_rank=16",
-    "model.dense_ffn_size=64",
-    "model.num_routed_experts=8",
-    "model.expert_ffn_size=16",
-    "model.init_std=0.1",
-    f"data.sequence_length={LENGTH}",
-    "data.validation_percent=20",
-    "optim.lr.start=1e-3",
-    "optim.lr.segments=[]",
-    "optim.balance_speed.segments=[]",
-    # Adam divides by sqrt(v) + eps: gradients that are nothing but rounding would move weights by all of lr.
-    "optim.eps=1e-6",
-    f"optim.batch_size.start={BATCH}",
-    "train.microbatch_size=2",
-    "parallel.check_splits=true",
-    "cluster.device=cpu",
-]
 
 
 @dataclass(frozen=True)
@@ -81,18 +53,7 @@ class Run:
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
     """The three layouts over one prepared text."""
-    folder = tmp_path_factory.mktemp("train_step")
-    (folder / "text").mkdir()
-    dice = random.Random(0)
-    for number in range(40):
-        lines = (f"value_{dice.randrange(50)} = {dice.randrange(1000)} + {number}" for _ in range(40))
-        (folder / "text" / f"{number}.py").write_text("\n".join(lines))
-    paths = [f"data.path={folder / 'tokens'}", f"data.source={folder / 'text'}", f"run_dir={folder / 'run'}"]
-    found = {name: compose_config([*SMALL, *layout, *paths]) for name, layout in LAYOUTS.items()}
-    for config in found.values():
-        prepare(config.data, config.model.vocab_size)
-        assert preflight(config, WORLD) == []
-    return found
+    return small_configs(tmp_path_factory.mktemp("train_step"), WORLD, LAYOUTS)
 
 
 def job_of(config: RunConfig, rank: int) -> Job:

@@ -8,15 +8,19 @@ perfect. MaxVio is the busiest expert's load - 1 ("Auxiliary-Loss-Free Load Bala
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Normalize, PowerNorm, TwoSlopeNorm
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from deepseek_train.monitor.imbalance import EVEN
 from deepseek_train.monitor.metrics import StepMetrics
 from deepseek_train.monitor.pictures.style import FAINT, INK, dress, new_figure, save
 
@@ -56,7 +60,11 @@ def load_history(steps: Sequence[StepMetrics]) -> LoadHistory | None:
 
 
 def draw_max_violation(load: LoadHistory, path: Path) -> Path:
-    """MaxVio of the worst layer and the layers' mean; below, with two layers or more, a heatmap row each."""
+    """MaxVio of the worst layer and the layers' mean; below, with two layers or more, a heatmap row each.
+
+    Both on a logarithmic scale, which shows late, small differences beside early, large ones; what lies below its
+    bottom is drawn there. Dashed: where a layer counts as even (``imbalance.EVEN``).
+    """
     num_layers = len(load.layers)
     rows_height = min(0.45 * num_layers, 1.6 + 0.1 * num_layers) if num_layers > 1 else 0.0
     figure = new_figure(9.0, 3.0 + rows_height)
@@ -64,26 +72,33 @@ def draw_max_violation(load: LoadHistory, path: Path) -> Path:
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
     dress(panels[0], "Expert imbalance (MaxVio)", "", "busiest expert / mean - 1")
     panels[-1].set_xlabel("step", fontsize=9, color=INK)
+    values = load.max_violation_LC
+    bottom = max(float(values.min()) * 0.8, 0.01)
+    top = max(float(values.max()) * 1.3, 2 * EVEN)
     middles_C = (load.edges_C1[:-1] + load.edges_C1[1:]) / 2
-    lines = {"mean of layers": ("#444a8f", load.max_violation_LC.mean(0))}
+    lines = {"mean of layers": ("#444a8f", values.mean(0))}
     if num_layers > 1:
-        lines["worst layer"] = ("#c4473a", load.max_violation_LC.max(0))
+        lines["worst layer"] = ("#c4473a", values.max(0))
     for name, (colour, values_C) in lines.items():
         label = name if num_layers > 1 else f"layer {load.layers[0]}"
         mark = "o" if len(values_C) == 1 else None  # a line of one point is invisible
-        panels[0].plot(middles_C, values_C, color=colour, linewidth=1.3, marker=mark, label=label)
+        panels[0].plot(
+            middles_C, values_C.clip(bottom), color=colour, linewidth=1.3, marker=mark, label=label
+        )
     panels[0].set_xlim(load.edges_C1[0], load.edges_C1[-1])
-    panels[0].set_ylim(bottom=0)
+    panels[0].axhline(EVEN, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    panels[0].set_yscale("log")
+    panels[0].set_ylim(bottom, top)
+    _plain_log(panels[0].yaxis)
     panels[0].grid(axis="y", color=FAINT, linewidth=0.6)
     panels[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     if num_layers > 1:
         dress(panels[1], "", "step", "MoE layer")
-        top = max(float(np.quantile(load.max_violation_LC, 0.98)), 0.1)
-        # the square root keeps the late, small differences visible beside the early, large ones
-        colours = PowerNorm(0.5, 0.0, top)
-        mesh = _heatmap(panels[1], load.edges_C1, load.max_violation_LC, load.layers, "magma", colours)
-        _colour_bar(figure, mesh, panels[1], "MaxVio")
+        clipped_LC, colours = values.clip(bottom), LogNorm(bottom, top)
+        mesh = _heatmap(panels[1], load.edges_C1, clipped_LC, load.layers, "magma", colours)
+        bar = _colour_bar(figure, mesh, panels[1], "MaxVio", extend="neither")
+        _plain_log(bar.ax.yaxis)
     return save(figure, path)
 
 
@@ -117,8 +132,18 @@ def _heatmap(
     return mesh
 
 
-def _colour_bar(figure: Figure, mesh: QuadMesh, axes: Axes, label: str) -> None:
-    bar = figure.colorbar(mesh, ax=axes, pad=0.01, fraction=0.04, extend="max")
+def _plain_log(axis: Axis) -> None:
+    """Ticks 0.1, 0.2, 0.5, 1, 2 on a logarithmic axis, and none between."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _colour_bar(
+    figure: Figure, mesh: QuadMesh, axes: Axes, label: str, extend: Literal["max", "neither"] = "max"
+) -> Colorbar:
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01, fraction=0.04, extend=extend)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)
+    return bar
