@@ -14,7 +14,8 @@ What else decides how near a transfer comes to the rate is set in each node, wha
   empty link's 0.01 ms for the round trip, and holds itself to a fraction of the rate.)
 - windows are large from the start: with small ones both directions wait for each other's acknowledgements, which
   stand in the same queues as the data;
-- no tail loss probes: TCP would take every queue for a loss and send up to a third of the bytes twice.
+- no tail loss probes, no retransmission within a second: TCP would take every queue for a loss and send up to a
+  third of the bytes twice.
 """
 
 import ctypes
@@ -156,8 +157,17 @@ class Cluster:
             end, other = ("netns", name, "mtu", str(FRAME)), ("netns", self._switch, "mtu", str(FRAME))
             _run("ip", "link", "add", INTERFACE, *end, "type", "veth", "peer", "name", port, *other)
             _run("ip", "-n", self._switch, "link", "set", port, "master", "bridge", "up")
-            address = f"addr add 10.99.0.{node + 1}/24 dev {INTERFACE}"
-            _batch("ip", name, [address, f"link set {INTERFACE} up", "link set lo up"])
+            address = f"10.99.0.{node + 1}"
+            _batch(
+                "ip",
+                name,
+                [
+                    f"addr add {address}/24 dev {INTERFACE}",
+                    f"link set {INTERFACE} up",
+                    "link set lo up",
+                    f"route change 10.99.0.0/24 dev {INTERFACE} proto kernel scope link src {address} rto_min 1s",
+                ],
+            )
             for setting, value in TCP.items():
                 _run("ip", "netns", "exec", name, "tee", f"/proc/sys/net/ipv4/{setting}", given=value)
             self._shape(name, INTERFACE)
