@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
+from deepseek_train.spec.links import ExpertTraffic
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class JsonlSink:
     def step(self, metrics: StepMetrics) -> None:
         facts = asdict(replace(metrics, timeline=None))
         del facts["timeline"]
+        if metrics.expert_traffic:
+            facts["expert_traffic"] = metrics.expert_traffic.numbers()
         facts["load_max_over_mean"] = metrics.load_max_over_mean()
         facts["max_violation"] = {layer: round(v, 5) for layer, v in metrics.max_violations().items()}
         if not keeps_load(metrics.step):
@@ -80,6 +83,8 @@ def read_history(path: Path) -> History:
         else:
             for derived in ("load_max_over_mean", "max_violation"):  # the latter is not in older files
                 record.pop(derived, None)
+            if record.get("expert_traffic"):
+                record["expert_traffic"] = ExpertTraffic.of(record["expert_traffic"])
             record["expert_load"] = {int(layer): tuple(load) for layer, load in record["expert_load"].items()}
             steps.append(StepMetrics(**record))
     return History(tuple(steps), tuple(evaluations))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from deepseek_train.schedule.timeline import Timeline
+from deepseek_train.spec.links import ExpertTraffic
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class StepMetrics:
     expert_load: dict[int, tuple[int, ...]]  # MoE layer -> tokens each expert got in this step's global batch
     memory_bytes: int  # peak of the fullest rank: device memory on GPUs, resident set on CPUs
     skipped: bool  # a gradient was not finite; no weight moved
+    expert_traffic: ExpertTraffic | None = None  # sent by all ranks; None where every rank holds all experts
     timeline: Timeline | None = None  # only on steps that were traced
 
     def max_violations(self) -> dict[int, float]:

@@ -16,6 +16,7 @@ from deepseek_train.monitor.pictures.lanes import draw_lanes
 from deepseek_train.monitor.pictures.loss import draw_loss
 from deepseek_train.monitor.pictures.timeline import draw_timeline
 from deepseek_train.monitor.report_load import load_section
+from deepseek_train.monitor.report_traffic import traffic_section
 from deepseek_train.schedule.measured import durations_to_json, measured_durations
 from deepseek_train.schedule.perfetto import write_trace
 from deepseek_train.schedule.timeline import Timeline
@@ -57,6 +58,7 @@ def write_report(run_dir: Path, facts: ReportFacts) -> Path:
         _headline(facts),
         _loss(run_dir, facts.history),
         load_section(run_dir, facts.history.steps),
+        traffic_section(facts.history.steps),
         _pipeline(run_dir, facts),
         _sample(facts.sample) if facts.sample else [],
         ["## Settings", fence(facts.config_yaml.rstrip(), "yaml")],

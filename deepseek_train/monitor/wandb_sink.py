@@ -5,11 +5,13 @@ import netrc
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
+from deepseek_train.spec.links import ExpertTraffic
 
 
 class WandbSink:
@@ -37,6 +39,7 @@ class WandbSink:
             "speed/step_seconds": metrics.step_seconds,
             "speed/tokens_per_second": metrics.tokens_per_second,
             "speed/memory_bytes": metrics.memory_bytes,
+            **_traffic(metrics.expert_traffic),
             **{f"max_violation/layer_{layer:02}": v for layer, v in metrics.max_violations().items()},
         }
         self._log({name: value for name, value in record.items() if value is not None})
@@ -69,6 +72,14 @@ class WandbSink:
     def _give_up(self, error: Exception) -> None:
         self._broken = True
         _warn(f"turned off for the rest of this run: {type(error).__name__}: {error}")
+
+
+def _traffic(sent: ExpertTraffic | None) -> dict[str, float]:
+    if sent is None:
+        return {}
+    kinds = {"dispatch": sent.dispatch, "combine": sent.combine, "plan": sent.plan}
+    found = {f"expert_bytes/{name}_{link}": n for name, of in kinds.items() for link, n in asdict(of).items()}
+    return {**found, "expert_bytes/cross_over_least": sent.over_least()}
 
 
 def open_wandb(

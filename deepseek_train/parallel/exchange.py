@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepseek_train.parallel.traffic import LinkClass, Purpose, Traffic, link_bytes
+from deepseek_train.parallel.traffic import Traffic
+from deepseek_train.spec.links import LinkClass, Purpose, link_bytes
 
 
 class SplitMismatch(RuntimeError):

@@ -18,6 +18,7 @@ from deepseek_train.phases.values import MicroBatch
 from deepseek_train.pipeline.trace import Trace
 from deepseek_train.pipeline.values import LossScales, Ran
 from deepseek_train.schedule.timeline import Timeline
+from deepseek_train.spec.links import ExpertTraffic
 from deepseek_train.train.batching import microbatches_for, sequence_numbers
 from deepseek_train.train.build import Job
 from deepseek_train.train.state import Progress
@@ -51,6 +52,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     if traced:
         dist.barrier()  # ranks of a pipeline start their clocks together
         trace = Trace(job.mesh.pp_rank, job.place.device)
+    job.mesh.expert_group.traffic.take()  # an evaluation's
     ran = job.executor.run(schedule, batch_of, scales, trace)
     job.optimizer.reduce()
     outcome = job.optimizer.step(lr)
@@ -77,6 +79,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         expert_load={_layer(job, row): tuple(load_E) for row, load_E in enumerate(totals.load_LE.tolist())},
         memory_bytes=totals.memory_bytes,
         skipped=outcome.skipped,
+        expert_traffic=totals.traffic if layout.ep > 1 else None,
         timeline=timeline,
     )
     return after, metrics
@@ -111,6 +114,7 @@ class _Totals:
     balance: float
     load_LE: Tensor  # int64, on this rank's device
     memory_bytes: int  # of the fullest rank
+    traffic: ExpertTraffic
 
 
 def _total(job: Job, ran: Ran) -> _Totals:
@@ -123,14 +127,17 @@ def _total(job: Job, ran: Ran) -> _Totals:
     dist.all_reduce(load_LE)
 
     world, rank = dist.get_world_size(), dist.get_rank()
-    numbers = torch.zeros(3 + world, dtype=torch.float64)
+    sent = job.mesh.expert_group.traffic.take().numbers()
+    numbers = torch.zeros(3 + len(sent) + world, dtype=torch.float64)
     for i, losses in enumerate((list(ran.main.values()), list(ran.mtp.values()), ran.balance)):
         numbers[i] = torch.stack(losses).sum(dtype=torch.float64) if losses else 0.0
-    numbers[3 + rank] = peak_memory_bytes()
+    numbers[3 : 3 + len(sent)] = torch.tensor(sent, dtype=torch.float64)
+    numbers[3 + len(sent) + rank] = peak_memory_bytes()
     numbers = numbers.to(device)
     dist.all_reduce(numbers)
-    main, mtp, balance, *memory = numbers.tolist()
-    return _Totals(main, mtp, balance, load_LE, round(max(memory)))
+    main, mtp, balance, *rest = numbers.tolist()
+    traffic = ExpertTraffic.of([round(n) for n in rest[: len(sent)]])
+    return _Totals(main, mtp, balance, load_LE, round(max(rest[len(sent) :])), traffic)
 
 
 def _row(job: Job, layer: int) -> int:

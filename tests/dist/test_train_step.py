@@ -52,7 +52,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """The three layouts over one prepared text."""
+    """The layouts over one prepared text."""
     return small_configs(tmp_path_factory.mktemp("train_step"), WORLD, LAYOUTS)
 
 
@@ -79,19 +79,6 @@ def runs(configs: dict[str, RunConfig]) -> dict[str, list[Run]]:
 def but_times(metrics: StepMetrics) -> StepMetrics:
     """What all ranks agree on."""
     return replace(metrics, step_seconds=0.0, tokens_per_second=0.0, timeline=None)
-
-
-def test_a_layout_changes_nothing_but_the_last_digits(runs: dict[str, list[Run]]) -> None:
-    first, *others = (ranks[0] for ranks in runs.values())
-    assert len({m.loss for m in first.steps}) == STEPS
-    assert first.steps[-1].loss < first.steps[0].loss
-    for other in others:
-        for a, b in zip(first.steps, other.steps, strict=True):
-            assert b.loss == pytest.approx(a.loss, rel=1e-6)
-            assert b.mtp_loss == pytest.approx(a.mtp_loss, rel=1e-6)
-            assert b.balance_loss == pytest.approx(a.balance_loss, rel=1e-6)
-            assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-5)
-            assert (a.step, a.tokens, a.lr, a.batch_size) == (b.step, b.tokens, b.lr, b.batch_size)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

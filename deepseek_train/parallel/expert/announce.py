@@ -15,8 +15,8 @@ from torch import Tensor
 from deepseek_train.parallel.carry import Transfer, carry
 from deepseek_train.parallel.exchange import gather
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
-from deepseek_train.parallel.traffic import Purpose
 from deepseek_train.phases.parcel import Pending, Stay, Tensors
+from deepseek_train.spec.links import Purpose
 
 _HEADER = 2  # layer, fault
 _NONE = -1  # expert id of a token that is not there

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from deepseek_train.parallel.exchange import Peers
-from deepseek_train.parallel.traffic import LinkClass, Traffic
+from deepseek_train.parallel.traffic import Traffic
+from deepseek_train.spec.links import LinkClass
 
 
 class Among(Enum):

@@ -16,8 +16,8 @@ from deepseek_train.parallel.carry import Transfer, carry
 from deepseek_train.parallel.exchange import exchange
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
 from deepseek_train.parallel.expert.wire import WireFormat, decode, encode, fields_of
-from deepseek_train.parallel.traffic import Purpose
 from deepseek_train.phases.parcel import Pending, Tensors
+from deepseek_train.spec.links import Purpose
 
 
 @dataclass(frozen=True)

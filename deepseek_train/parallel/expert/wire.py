@@ -85,16 +85,21 @@ def _cut(bytes_NB: Tensor, fields: Fields) -> Tensors:
 
 def quantise(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     """E4M3 values [N, D] and the exponents (biased by 127, one byte: UE8M0) of the scales of each tile [N, T]. A scale
-    is amax / 448 rounded up to a power of two, so that nothing overflows. What is not finite comes back as NaN."""
+    is amax / 448 rounded up to a power of two, so that nothing overflows. A tile with NaN or Inf comes back without a
+    finite number."""
     tiles_NTC = functional.pad(x_ND.float(), (0, -x_ND.shape[1] % TILE)).unflatten(1, (-1, TILE))
     least_NT = tiles_NTC.abs().amax(-1).clamp(min=_SMALLEST_AMAX) / _LARGEST
     mantissa_NT, exponent_NT = torch.frexp(least_NT)
     exponent_NT = (exponent_NT - (mantissa_NT == 0.5).to(torch.int32)).clamp(-126, 127)
+    exponent_NT = torch.where(least_NT.isfinite(), exponent_NT, 128)  # 255 on the wire: UE8M0's NaN
     values_NTC = torch.ldexp(tiles_NTC, -exponent_NT.unsqueeze(-1)).to(torch.float8_e4m3fn)
     return values_NTC.flatten(1)[:, : x_ND.shape[1]], (exponent_NT + 127).to(torch.uint8)
 
 
 def dequantise(values_ND: Tensor, exponents_NT: Tensor, dtype: torch.dtype) -> Tensor:
     """values x 2^(exponent - 127), exact in BF16 and wider."""
-    exponent_ND = (exponents_NT.to(torch.int32) - 127).repeat_interleave(TILE, 1)[:, : values_ND.shape[1]]
-    return torch.ldexp(values_ND.float(), exponent_ND).to(dtype)
+    scale_NT = torch.ldexp(
+        torch.ones_like(exponents_NT, dtype=torch.float32), exponents_NT.to(torch.int32) - 127
+    )
+    scale_ND = scale_NT.repeat_interleave(TILE, 1)[:, : values_ND.shape[1]]
+    return (values_ND.float() * scale_ND).to(dtype)
