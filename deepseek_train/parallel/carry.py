@@ -16,16 +16,21 @@ from deepseek_train.phases.parcel import Pending, Tensors
 Transfer = Generator[dist.Work, None, Tensors]
 
 
-def carry(transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream | None) -> Pending:
-    """Starts ``transfer`` of ``tensors``. ``stream``: where its legs are queued; None on CPUs."""
-    return ByNetwork(transfer) if stream is None else OnStream(transfer, tensors, stream)
+class TransferLost(RuntimeError):
+    """A rank that takes part in a transfer has failed or does not come; the message says which transfer."""
+
+
+def carry(what: str, transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream | None) -> Pending:
+    """Starts ``transfer`` of ``tensors``; ``what`` it is, for errors. ``stream``: where its legs are queued; None on
+    CPUs."""
+    return ByNetwork(what, transfer) if stream is None else OnStream(transfer, tensors, stream)
 
 
 class ByNetwork:
     """Every leg begins in the thread that ended the one before."""
 
-    def __init__(self, transfer: Transfer) -> None:
-        self._transfer = transfer
+    def __init__(self, what: str, transfer: Transfer) -> None:
+        self._what, self._transfer = what, transfer
         self._over: Future[Tensors] = Future()
         self._go_on(None)
 
@@ -36,6 +41,9 @@ class ByNetwork:
             work = next(self._transfer)
         except StopIteration as end:
             self._over.set_result(end.value)
+        except RuntimeError as error:
+            lost = TransferLost(f"{self._what}: {error}")
+            self._over.set_exception(lost)  # type: ignore[arg-type]  # its stub names the wrong type
         except Exception as error:
             self._over.set_exception(error)  # type: ignore[arg-type]  # its stub names the wrong type
         else:

@@ -11,7 +11,7 @@ from deepseek_train.parallel.traffic import Traffic
 from deepseek_train.spec.links import LinkClass, Purpose, link_bytes
 
 
-class SplitMismatch(RuntimeError):
+class SplitMismatch(ValueError):
     """Two ranks disagree about how many rows pass between them."""
 
 

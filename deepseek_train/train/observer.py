@@ -18,6 +18,7 @@ from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters
 from deepseek_train.train.batching import microbatches_for
+from deepseek_train.train.expert_plan import plan_experts
 from deepseek_train.train.folder import CONFIG_FILE, METRICS_FILE, config_yaml
 from deepseek_train.train.state import Progress
 
@@ -97,9 +98,11 @@ def open_observer(
 def describe(config: RunConfig, layout: ParallelLayout) -> str:
     """One line: the model's size and how the ranks share it."""
     total = count_parameters(all_weights(config.model))
+    experts = plan_experts(config, layout)
+    way = f" ({experts.dispatcher}: {experts.reason})" if layout.ep > 1 else ""
     return (
         f"{total / 1e6:,.1f}M parameters on {layout.world} ranks: PP {layout.pp} ({config.schedule.name}) x "
-        f"DP {layout.dp}, EP {layout.ep}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
+        f"DP {layout.dp}, EP {layout.ep}{way}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
     )
 
 

@@ -62,7 +62,7 @@ class Fault:
 
 PP2, PP4 = Case("1f1b", 2), Case("1f1b", 4)
 DUAL2, DUAL4 = Case("dualpipe", 2), Case("dualpipe", 4)
-EXPERTS = Case("dualpipe", 2, dp=2, ep=2)
+EXPERTS, TWO_HOPS = Case("dualpipe", 2, dp=2, ep=2), Case("1f1b", 1, dp=4, ep=4, node=2)
 FAULTS = [
     Fault(PP2, 1, "1F2"),
     Fault(PP2, 0, "0I1"),
@@ -78,6 +78,9 @@ FAULTS = [
     Fault(DUAL2, 1, "1W2", "dies"),
     Fault(EXPERTS, 0, "0F2"),
     Fault(EXPERTS, 1, "1I1", "dies"),
+    Fault(TWO_HOPS, 0, "0F2", "dies"),
+    Fault(TWO_HOPS, 0, "0I3", "dies"),
+    Fault(TWO_HOPS, 0, "0F3", "stalls"),
     Fault(Case("zb_v", 2), 1, "2F2"),
     Fault(Case("zb_h1", 4), 2, "2W1"),
     Fault(Case("interleaved_1f1b", 2), 0, "2I1", "dies"),
@@ -156,7 +159,10 @@ def tells_where(message: str, pp_rank: int, case: Case) -> bool:
     found = WAITS.match(message)
     if found is None and case.ep > 1:
         found = re.match(
-            r"pipeline rank (?P<rank>\d+), (?P<action>\d+[FBIW]\d+) \(.*\): RuntimeError: ", message
+            r"pipeline rank (?P<rank>\d+), (?P<action>\d+[FBIW]\d+) \(.*\): TransferLost: "
+            r"(routers' decisions|dispatch to experts|combine of experts' results|gradients' way (to|from) experts), "
+            rf"expert rank \d of {case.ep} on \d node\(s\): \S+",
+            message,
         )
     if found is None or int(found["rank"]) != pp_rank:
         return False

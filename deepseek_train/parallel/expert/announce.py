@@ -56,7 +56,8 @@ class Announcing:
     group: ExpertGroup
 
     def start(self, tensors: Tensors) -> Pending:
-        return carry(self._gathered(tensors), tensors, self.group.plans_stream)
+        what = f"routers' decisions, {self.group.me}"
+        return carry(what, self._gathered(tensors), tensors, self.group.plans_stream)
 
     def back(self) -> Stay:
         return Stay()  # decisions have no gradient

@@ -54,6 +54,11 @@ class ExpertGroup:
         """In the node."""
         return self.rank % self.node_size
 
+    @property
+    def me(self) -> str:
+        """For errors."""
+        return f"expert rank {self.rank} of {self.size} on {self.num_nodes} node(s)"
+
     def lane(self, forward: bool) -> Lane:
         return self.forward if forward else self.backward
 

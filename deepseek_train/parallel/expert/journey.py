@@ -63,7 +63,10 @@ class Journey:
 
     def start(self, tensors: Tensors) -> Pending:
         transfer = self._to_experts(tensors) if self.outward else self._home(tensors)
-        return carry(transfer, tensors, self.group.rows_stream)
+        way = "dispatch to experts" if self.outward else "combine of experts' results"
+        if not self.forward:
+            way = "gradients' way to experts" if self.outward else "gradients' way from experts"
+        return carry(f"{way}, {self.group.me}", transfer, tensors, self.group.rows_stream)
 
     def home(self) -> "Journey":
         """The way of results, in the same pass."""
