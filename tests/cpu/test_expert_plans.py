@@ -4,6 +4,7 @@ passed around by hand.
 Legend: P ranks, C tokens a rank may have at most, K experts per token, N tokens of a rank.
 """
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from deepseek_train.parallel.expert.alone import plan_alone
 from deepseek_train.parallel.expert.announce import Told
 from deepseek_train.parallel.expert.flat import plan_flat
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
@@ -193,3 +196,23 @@ def crossing(routed: Routed, plans: list[DispatchPlan]) -> int:
         for peer, count in zip(members(routed, me, hop.among), hop.send, strict=True)
         if routed.node_of(peer) != routed.node_of(me)
     )
+
+
+@pytest.mark.parametrize("name", ["flat", "two_hop", "alone"])
+def test_the_host_waits_for_the_device_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors refuse whatever needs their values: but for ``on_host``, whose answers are those of a real plan."""
+    size, make = (1, plan_alone) if name == "alone" else (4, PLANS[name])
+    ids_PCK, header = torch.randint(0, 8, (size, 5, 3)), torch.zeros(size, 2, dtype=torch.int64)
+    group, asked = ExpertGroup(size - 1, size, max(1, size // 2)), []
+    module = sys.modules[make.__module__]
+    real = module.on_host  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "on_host", lambda *tensors: asked.append(real(*tensors)) or asked[-1])
+    expected = make(Told(header, ids_PCK), 5, 8, group, UNCHANGED)
+    assert len(asked) == 1
+    monkeypatch.setattr(module, "on_host", lambda *_: asked[0])
+    with FakeTensorMode() as mode:
+        told = Told(mode.from_tensor(header), mode.from_tensor(ids_PCK))
+        plan = make(told, 5, 8, group, UNCHANGED)
+        with pytest.raises(DataDependentOutputException):
+            real(told.ids_PCK)
+    assert plan.arrivals.assignment_to_row_A.shape == expected.arrivals.assignment_to_row_A.shape
