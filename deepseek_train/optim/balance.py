@@ -1,9 +1,9 @@
 """Bias-only load balancing (V3 report section 2.1.2): after each step, experts that got more than the mean of the
 global batch are made less attractive, the others more. The bias only steers the selection.
 
-Two rules say by how much: ``sign`` moves every bias by gamma (V3), ``magnitude`` by gamma times how far the load is off,
-in means (a variant in "Auxiliary-Loss-Free Load Balancing Strategy"; V3_SPEC A.6). Magnitude takes small steps where the
-load is nearly even, where the sign rule goes on trembling by gamma.
+Two rules say by how much: ``sign`` moves every bias by gamma (V3), ``magnitude`` by gamma times how far the load is
+off, in means (a variant in "Auxiliary-Loss-Free Load Balancing Strategy"; V3_SPEC A.6). Magnitude takes small steps
+where the load is nearly even, where the sign rule goes on trembling by gamma.
 """
 
 from typing import Literal, assert_never
