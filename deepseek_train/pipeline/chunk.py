@@ -7,7 +7,8 @@ from typing import Any
 
 from deepseek_train.phases.parcel import InTransit, Pending, arrived
 from deepseek_train.phases.phase import Move, Phase, Row
-from deepseek_train.phases.tape import Gradients, Tape
+from deepseek_train.phases.segment import Gradients
+from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue, Work, run_works
 from deepseek_train.pipeline.trace import Recorder

@@ -9,7 +9,8 @@ from typing import assert_never
 import torch
 
 from deepseek_train.phases.phase import Row, fold
-from deepseek_train.phases.tape import Gradients, Tape
+from deepseek_train.phases.segment import Gradients
+from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, Ledger, MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.chunk import BackwardChunk, ForwardChunk

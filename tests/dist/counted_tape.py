@@ -2,7 +2,8 @@
 
 import weakref
 
-from deepseek_train.phases.tape import _UNWATCHED, Tape, Watch
+from deepseek_train.phases.tape import Tape
+from deepseek_train.phases.watch import UNWATCHED, Watch
 
 
 class CountedTape(Tape):
@@ -18,7 +19,7 @@ class CountedTape(Tape):
         CountedTape.peak = max(CountedTape.peak, CountedTape.in_flight)
         CountedTape.alive.add(self)
 
-    def backward(self, watch: Watch = _UNWATCHED) -> None:
+    def backward(self, watch: Watch = UNWATCHED) -> None:
         super().backward(watch)
         CountedTape.in_flight -= not len(self)
 
