@@ -6,8 +6,8 @@ reuse, none of which lets the host wait: tokens there (BF16, or E4M3 with a scal
 summed without weights), and their gradients the other way. Gradients of routing weights come home beside those of
 tokens.
 
-DeepEP exchanges its own counts. What it does not exchange is whether a router has gone wrong or stands in another layer,
-which would hang its kernels: that is announced, four bytes a rank, so all ranks raise as with the other dispatchers.
+DeepEP exchanges its own counts. It does not exchange whether a router has gone wrong or stands in another layer, which
+would hang its kernels: that is announced, four bytes a rank, so that all ranks raise, as with the other dispatchers.
 The host waits twice in a plan: for the announcement, then for DeepEP's counts.
 
 It has never met a GPU; see ``deep_ep_buffers`` for what is known and from where. What it sends is not in ``traffic``.
