@@ -14,8 +14,8 @@ from deepseek_train.schedule.catalog import NAMES, make_schedule, placement_of
 from deepseek_train.schedule.check import check
 from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.spec.layout import ParallelLayout
-from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train import expert_plan
+from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import plan_experts
 from deepseek_train.train.preflight import preflight
 from deepseek_train.train.stage_plan import num_stages, plan_stages
