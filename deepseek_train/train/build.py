@@ -103,7 +103,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         timeout_seconds=config.cluster.timeout_seconds,
         device=place.device,
     )
-    dispatcher = _dispatcher(config, experts, mesh.expert_group)
+    dispatcher = _dispatcher(config, experts, mesh.expert_group, place.device)
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(config.train.recompute))
     context = ModelContext(model, queue, dispatcher, place.device, dtype, recompute)
@@ -130,7 +130,9 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     )
 
 
-def _dispatcher(config: RunConfig, experts: ExpertPlan, group: ExpertGroup) -> Dispatcher:
+def _dispatcher(
+    config: RunConfig, experts: ExpertPlan, group: ExpertGroup, device: torch.device
+) -> Dispatcher:
     formats = WireFormats(WireFormat(config.precision.dispatch), WireFormat(config.precision.combine))
     match experts.dispatcher:
         case "flat":
@@ -139,11 +141,12 @@ def _dispatcher(config: RunConfig, experts: ExpertPlan, group: ExpertGroup) -> D
             return two_hop(group, formats)
         case "deep_ep":
             buffers = make_buffers(
-                group.forward[Among.ALL].group,
+                group.backward[Among.ALL].group,  # announcements are in the other one
                 hidden_size=config.model.hidden_size,
                 tokens=config.train.microbatch_size * config.data.sequence_length,
                 experts_per_token=config.model.experts_per_token,
                 fp8=formats.dispatch is WireFormat.FP8,
+                device=device,
             )
             return DeepEp(buffers, group, formats)
 

@@ -73,7 +73,8 @@ def _deep_ep_problems(config: RunConfig, ep: int, per_node: int | None) -> list[
     formats = WireFormat(p.dispatch), WireFormat(p.combine)
     load = Load(ep, per_node, config.model.hidden_size, dtype, formats)
     mend = "Mend that, or write parallel.dispatcher=auto, which needs torch.distributed alone."
+    machine = this_machine(cuda_allowed=config.cluster.device != "cpu")
     return [
         Problem("parallel.dispatcher", f"deep_ep, but {what}", mend)
-        for what in deep_ep_problems(load, this_machine())
+        for what in deep_ep_problems(load, machine)
     ]

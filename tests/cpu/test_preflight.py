@@ -157,7 +157,7 @@ def test_layers_by_hand_reach_the_stages() -> None:
 def test_deep_ep_is_refused_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither library nor GPU, whatever machine the tests run on."""
     machine = Machine(None, "No module named 'deep_ep'", cuda=False)
-    monkeypatch.setattr(expert_plan, "this_machine", lambda: machine)
+    monkeypatch.setattr(expert_plan, "this_machine", lambda cuda_allowed: machine)
     found = told("parallel.dispatcher=deep_ep", "model.hidden_size=96")
     assert {where for where, _ in found} == {"parallel.dispatcher"}
     texts = [text for _, text in found]
@@ -173,7 +173,7 @@ def test_deep_ep_is_refused_with_every_reason(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nobody_gets_deep_ep_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert_plan, "this_machine", lambda: Machine(2, None, cuda=True))
+    monkeypatch.setattr(expert_plan, "this_machine", lambda cuda_allowed: Machine(2, None, cuda=True))
     config = tiny("precision.params=bf16")
     assert plan_experts(config, ParallelLayout(pp=2, dp=2, ep=2)).dispatcher == "flat"
 

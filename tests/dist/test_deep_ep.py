@@ -13,11 +13,12 @@ from torch import Tensor
 from deepseek_train.model.block import MoeBlock
 from deepseek_train.parallel.expert.announce import RoutingFault, TokenRouting
 from deepseek_train.parallel.expert.deep_ep import DeepEp
-from deepseek_train.parallel.expert.deep_ep_buffers import Buffers, FirstGeneration, SecondGeneration
+from deepseek_train.parallel.expert.deep_ep_buffers import Buffers, make_buffers
 from deepseek_train.parallel.expert.dispatcher import Dispatcher, combine, dispatch, flat
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
 from deepseek_train.parallel.expert.journey import UNCHANGED, WireFormats
 from deepseek_train.parallel.expert.local import expand, reduce
+from deepseek_train.parallel.expert.plan import DispatchPlan
 from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.phases.parcel import Parcel, depart
 from deepseek_train.phases.wgrad import allocate_main_grads
@@ -34,11 +35,15 @@ GENERATIONS = (1, 2)
 def buffers(
     generation: int, group: ExpertGroup, hidden: int = D, tokens: int = MOST, top_k: int = K
 ) -> Buffers:
-    ranks = group.forward[Among.ALL].group
-    if generation == 1:
-        return FirstGeneration(Buffer(ranks))
-    return SecondGeneration(
-        ElasticBuffer(ranks, tokens, hidden, top_k, use_fp8_dispatch=True, allow_hybrid_mode=False)
+    return make_buffers(
+        group.backward[Among.ALL].group,
+        hidden_size=hidden,
+        tokens=tokens,
+        experts_per_token=top_k,
+        fp8=True,
+        device=torch.device("cpu"),
+        first=Buffer,
+        second=ElasticBuffer if generation == 2 else None,
     )
 
 
@@ -70,6 +75,12 @@ def routed(rank: int, size: int, microbatch: int) -> TokenRouting:
     return TokenRouting(ids_NK, torch.rand(count, K, generator=generator))
 
 
+def planned(dispatcher: Dispatcher, routing: TokenRouting, layer: int) -> DispatchPlan:
+    told, route = dispatcher.announce(routing, E, layer, capacity=MOST)
+    (told,) = route.start((told,)).wait()
+    return dispatcher.plan(told, routing, E)
+
+
 def run_microbatches(dispatcher: Dispatcher) -> list[Result]:
     """Two of them on their way at once: both forwards, then both backwards."""
     group, forwards, results = dispatcher.group, [], []
@@ -78,8 +89,7 @@ def run_microbatches(dispatcher: Dispatcher) -> list[Result]:
     )
     for microbatch in range(2):
         routing = routed(group.rank, group.size, microbatch)
-        told, route = dispatcher.announce(routing, E, layer=3, capacity=MOST)
-        plan = dispatcher.plan(*route.start((told,)).wait(), routing, E)
+        plan = planned(dispatcher, routing, layer=3)
         generator = torch.Generator().manual_seed(50 + 10 * group.rank + microbatch)
         x_ND = torch.randn(plan.num_tokens, D, generator=generator).bfloat16().requires_grad_()
         weights_NK = routing.weights_NK.clone().requires_grad_()
@@ -158,9 +168,8 @@ def decide_what_cannot_be(rank: int, size: int) -> list[str]:
         if rank == 1 and fault == "too large":
             ids_NK[0, 1] = E
         routing = TokenRouting(ids_NK, weights_NK)
-        told, route = dispatcher.announce(routing, E, 8 if rank == 1 and fault == "another layer" else 7)
         with pytest.raises(RoutingFault) as caught:
-            dispatcher.plan(*route.start((told,)).wait(), routing, E)
+            planned(dispatcher, routing, layer=8 if rank == 1 and fault == "another layer" else 7)
         said.append(str(caught.value))
     dist.barrier()
     return said
@@ -177,18 +186,17 @@ def misuse(rank: int, size: int) -> bool:
     """The double is not lenient: what an adapter could get wrong raises."""
     group = expert_group(rank, size, size)
     x, ids, weights = torch.ones(2, D).bfloat16(), torch.tensor([[0, 9], [9, 1]]), torch.rand(2, 2)
-    first = FirstGeneration(Buffer(group.forward[Among.ALL].group)).first(x, ids, weights, E)
+    first = buffers(1, group).first(x, ids, weights, E)
     second = buffers(2, group).first(x, ids, weights, E)
-    old, new = (
-        Buffer(group.forward[Among.ALL].group),
-        ElasticBuffer(group.forward[Among.ALL].group, 2, D, 2, True, False),
-    )
+    ranks = group.forward[Among.ALL].group
+    old, new = Buffer(ranks, 10**6), ElasticBuffer(ranks, 2, D, 2, allow_hybrid_mode=False)
     for wrong in (
         lambda: old.dispatch(x, handle=first.handle, topk_weights=weights),
         lambda: old.dispatch(x.float(), handle=first.handle),
         lambda: old.dispatch(x[:1], handle=first.handle),
         lambda: old.combine(x[:1], first.handle),
-        lambda: old.combine(x, first.handle, topk_weights=weights.double()),
+        lambda: Buffer(ranks).combine(first.rows_RH, first.handle),
+        lambda: old.combine(first.rows_RH, first.handle, topk_weights=first.weights_RK.double()),
         lambda: new.dispatch(x, handle=second.handle, topk_idx=ids, num_sms=4),
         lambda: new.dispatch(torch.ones(3, D).bfloat16(), handle=second.handle, num_sms=4),
     ):
@@ -197,7 +205,7 @@ def misuse(rank: int, size: int) -> bool:
     with pytest.raises(TypeError):
         new.dispatch(x, handle=second.handle)
     with pytest.raises(Misuse):
-        ElasticBuffer(group.forward[Among.ALL].group, 2, D, 2)
+        ElasticBuffer(ranks, 2, D, 2)
     return True
 
 
@@ -208,8 +216,7 @@ def test_the_double_is_strict() -> None:
 def arrive(rank: int, size: int) -> tuple[bool, ...]:
     group = expert_group(rank, size, size)
     dispatcher, routing = DeepEp(buffers(1, group), group), routed(0, size, 0)
-    told, route = dispatcher.announce(routing, E, 0)
-    plan = dispatcher.plan(*route.start((told,)).wait(), routing, E)
+    plan = planned(dispatcher, routing, layer=0)
     x_ND = torch.ones(plan.num_tokens, D).bfloat16().requires_grad_()
     moves = (x_ND, routing.weights_NK.clone().requires_grad_())
     transits = [depart(Parcel(None, moves, plan.there), recorded=recorded) for recorded in (True, False)]

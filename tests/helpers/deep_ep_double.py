@@ -120,8 +120,36 @@ def check_combined(x: Tensor, weights_RK: Tensor | None) -> None:
         demand(len(weights_RK) == len(x), "topk_weights: one row for each of x")
 
 
+@dataclass(frozen=True)
+class Config:
+    """Of a kind of transfer; here one row is room enough."""
+
+    factor: int
+
+    def get_nvl_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
+        return self.factor * hidden_bytes * num_ranks
+
+    def get_rdma_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
+        return 0 * self.factor * hidden_bytes * num_ranks
+
+
 class Buffer(_Exchange):
     """``deep_ep.Buffer``: ``get_dispatch_layout`` first, a handle of tensors."""
+
+    def __init__(self, group: dist.ProcessGroup, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0) -> None:
+        super().__init__(group)
+        demand(num_rdma_bytes == 0, "no RDMA on one node")
+        self.num_nvl_bytes = num_nvl_bytes
+
+    @staticmethod
+    def get_dispatch_config(num_ranks: int) -> Config:
+        demand(num_ranks in (2, 4, 8), f"Unsupported number of EP ranks: {num_ranks}")
+        return Config(1)
+
+    @staticmethod
+    def get_combine_config(num_ranks: int) -> Config:
+        demand(num_ranks in (2, 4, 8), f"Unsupported number of EP ranks: {num_ranks}")
+        return Config(2)
 
     def get_dispatch_layout(
         self, topk_idx: Tensor, num_experts: int
@@ -166,6 +194,7 @@ class Buffer(_Exchange):
         self, x: Tensor, handle: tuple[Tensor, ...], topk_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Event]:
         check_combined(x, topk_weights)
+        demand(2 * self.size * x[:1].nbytes <= self.num_nvl_bytes, "rows that fit the buffer")
         sent = _opened(handle)
         sums_NK = None if topk_weights is None else self.home(topk_weights, sent)
         return self.home(x, sent).bfloat16(), sums_NK, Event()

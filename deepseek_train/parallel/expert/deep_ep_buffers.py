@@ -122,15 +122,26 @@ def _tensors(values: Any) -> tuple[Tensor, ...]:
 
 
 def make_buffers(
-    group: dist.ProcessGroup, *, hidden_size: int, tokens: int, experts_per_token: int, fp8: bool
+    group: dist.ProcessGroup,
+    *,
+    hidden_size: int,
+    tokens: int,
+    experts_per_token: int,
+    fp8: bool,
+    device: torch.device,
+    first: Any = Buffer,
+    second: Any = ElasticBuffer,
 ) -> Buffers:
-    """The buffers of a run (collective). ``group``: NCCL's, of the expert-parallel ranks; ``tokens``: the most that a
-    rank sends at once."""
-    if ElasticBuffer is not None:
+    """The buffers of a run (collective). ``group``: NCCL's, of the expert-parallel ranks, which nothing else uses;
+    ``tokens``: the most that a rank sends at once; ``first``, ``second``: DeepEP's classes, None for what cannot be
+    imported."""
+    if second is not None:
+        # It takes over NCCL's communicator, which the first collective makes (DeepEP issue 726: a crash without).
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
         # Hybrid mode (RDMA to a node, NVLink inside) would cut rows into a number of channels that follows from their
         # width, and refuse a handle of narrow rows for wide ones.
         return SecondGeneration(
-            ElasticBuffer(
+            second(
                 group,
                 num_max_tokens_per_rank=tokens,
                 hidden=hidden_size,
@@ -139,9 +150,8 @@ def make_buffers(
                 allow_hybrid_mode=False,
             )
         )
-    row_bytes = hidden_size * torch.bfloat16.itemsize
-    size = group.size()
-    configs = (Buffer.get_dispatch_config(size), Buffer.get_combine_config(size))
+    row_bytes, size = hidden_size * torch.bfloat16.itemsize, group.size()
+    configs = (first.get_dispatch_config(size), first.get_combine_config(size))
     nvlink = max(config.get_nvl_buffer_size_hint(row_bytes, size) for config in configs)
     rdma = max(config.get_rdma_buffer_size_hint(row_bytes, size) for config in configs)
-    return FirstGeneration(Buffer(group, nvlink, rdma))
+    return FirstGeneration(first(group, nvlink, rdma))

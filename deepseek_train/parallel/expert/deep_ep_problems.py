@@ -20,8 +20,8 @@ class Machine:
     cuda: bool
 
 
-def this_machine() -> Machine:
-    return Machine(GENERATION, IMPORT_ERROR, torch.cuda.is_available())
+def this_machine(*, cuda_allowed: bool) -> Machine:
+    return Machine(GENERATION, IMPORT_ERROR, cuda_allowed and torch.cuda.is_available())
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def deep_ep_problems(load: Load, machine: Machine) -> list[str]:
     if machine.generation is None:
         found.append(f"DeepEP cannot be imported ({machine.why_none})")
     if not machine.cuda:
-        found.append("there is no CUDA device")
+        found.append("there is no CUDA device for it")
     if load.ep == 1:
         found.append("every rank holds all experts (parallel.ep=1): nothing travels")
     if load.params != torch.bfloat16 and WireFormat.SAME in load.formats:
