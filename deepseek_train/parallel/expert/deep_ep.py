@@ -15,13 +15,14 @@ Legend: P expert-parallel ranks, N tokens of this rank, K experts per token, R r
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from deepseek_train.parallel.carry import Transfer, carry
 from deepseek_train.parallel.expert.announce import Announcing, TokenRouting, check_headers, header
-from deepseek_train.parallel.expert.deep_ep_buffers import Buffers, First, Rows
+from deepseek_train.parallel.expert.deep_ep_buffers import Buffers, Rows
 from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.parallel.expert.journey import UNCHANGED, WireFormats
 from deepseek_train.parallel.expert.plan import DispatchPlan, assign, on_host
@@ -55,7 +56,8 @@ class DeepEp:
         first = self.buffers.first(numbered(self.group.rank, ids_NK), ids_NK, weights_NK, num_experts)
         order_R = torch.argsort(numbers(first.rows_RH))
         arrivals = assign(first.ids_RK[order_R], order_R, 0, first.rows_E)
-        there = Way(self.buffers, first, self.group, self.formats)
+        held = (first.weights_RK, *first.held)
+        there = Way(self.buffers, first.handle, first.weights_RK, held, self.group, self.formats)
         return DispatchPlan(len(ids_NK), arrivals, there, replace(there, outward=False))
 
 
@@ -73,18 +75,20 @@ def numbers(rows_RH: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Way:
-    """A route along the handle of ``first``. The first tensor is of hidden vectors; a second one, of routing weights or
-    their gradients."""
+    """A route along a handle. The first tensor is of hidden vectors; a second one, of routing weights or their
+    gradients. ``held``: what it reads on the stream for rows, not to be freed before that is done."""
 
     buffers: Buffers
-    first: First
+    handle: Any
+    weights_RK: Tensor
+    held: tuple[Tensor, ...]
     group: ExpertGroup
     formats: WireFormats
     outward: bool = True
 
     def start(self, tensors: Tensors) -> Pending:
         transfer = self._to_experts(*tensors) if self.outward else self._home(*tensors)
-        return carry(transfer, (*tensors, self.first.weights_RK, *self.first.held), self.group.rows_stream)
+        return carry(transfer, (*tensors, *self.held), self.group.rows_stream)
 
     def back(self) -> "Way":
         return replace(self, outward=not self.outward)
@@ -92,13 +96,13 @@ class Way:
     def _to_experts(self, hidden: Tensor, *weights: Tensor) -> Transfer:
         """The weights are there since the plan was made."""
         yield from ()  # its legs are DeepEP's
-        rows = self.buffers.again(encoded(hidden, self.formats.dispatch), self.first.handle)
-        return (decoded(rows, hidden.dtype), *(self.first.weights_RK.to(w.dtype, copy=True) for w in weights))
+        rows = self.buffers.again(encoded(hidden, self.formats.dispatch), self.handle)
+        return (decoded(rows, hidden.dtype), *(self.weights_RK.to(w.dtype, copy=True) for w in weights))
 
     def _home(self, hidden: Tensor, *weights: Tensor) -> Transfer:
         yield from ()  # its legs are DeepEP's
         wide = weights[0].float().contiguous() if weights else None
-        y_NH, sums_NK = self.buffers.home(hidden.to(torch.bfloat16).contiguous(), wide, self.first.handle)
+        y_NH, sums_NK = self.buffers.home(hidden.to(torch.bfloat16).contiguous(), wide, self.handle)
         if sums_NK is None:
             return (y_NH.to(hidden.dtype),)
         return y_NH.to(hidden.dtype), sums_NK.to(weights[0].dtype)

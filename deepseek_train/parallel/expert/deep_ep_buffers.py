@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Built from source, or a vendor's wheel; PyPI has none. A half-built one refuses to be imported with an AssertionError.
+# Built from source, with CUDA. The second generation stops its own import with an AssertionError where NCCL does not fit.
 IMPORT_ERROR: str | None = None
 try:
     from deep_ep import ElasticBuffer
