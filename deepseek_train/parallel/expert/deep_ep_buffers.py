@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Built from source, with CUDA. The second generation stops its own import with an AssertionError where NCCL does not fit.
+# Built from source, with CUDA. An AssertionError: the second generation does not get along with the NCCL it finds.
 IMPORT_ERROR: str | None = None
 try:
     from deep_ep import ElasticBuffer
