@@ -15,7 +15,10 @@ from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import DistributedOptimizer, WeightGroup
 from deepseek_train.optim.quiet_deepspeed import adopt_process_group
 from deepseek_train.optim.zero1 import Zero1
-from deepseek_train.parallel.expert.dispatcher import flat, two_hop
+from deepseek_train.parallel.expert.deep_ep import DeepEp
+from deepseek_train.parallel.expert.deep_ep_buffers import make_buffers
+from deepseek_train.parallel.expert.dispatcher import Dispatcher, flat, two_hop
+from deepseek_train.parallel.expert.group import Among, ExpertGroup
 from deepseek_train.parallel.expert.journey import WireFormats
 from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
@@ -30,7 +33,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
-from deepseek_train.train.expert_plan import plan_experts
+from deepseek_train.train.expert_plan import ExpertPlan, plan_experts
 from deepseek_train.train.preflight import open_source
 from deepseek_train.train.schedule_plan import durations_for, placement_for
 from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
@@ -100,8 +103,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         timeout_seconds=config.cluster.timeout_seconds,
         device=place.device,
     )
-    formats = WireFormats(WireFormat(config.precision.dispatch), WireFormat(config.precision.combine))
-    dispatcher = (two_hop if experts.dispatcher == "two_hop" else flat)(mesh.expert_group, formats)
+    dispatcher = _dispatcher(config, experts, mesh.expert_group, place.device)
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(config.train.recompute))
     context = ModelContext(model, queue, dispatcher, place.device, dtype, recompute)
@@ -126,6 +128,27 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         schedules=ScheduleStore(config.schedule, layout.pp, mesh.pp_rank, durations),
         evaluation=PreparedSchedule(forward_only(placement), mesh.pp_rank),
     )
+
+
+def _dispatcher(
+    config: RunConfig, experts: ExpertPlan, group: ExpertGroup, device: torch.device
+) -> Dispatcher:
+    formats = WireFormats(WireFormat(config.precision.dispatch), WireFormat(config.precision.combine))
+    match experts.dispatcher:
+        case "flat":
+            return flat(group, formats)
+        case "two_hop":
+            return two_hop(group, formats)
+        case "deep_ep":
+            buffers = make_buffers(
+                group.backward[Among.ALL].group,  # announcements are in the other one
+                hidden_size=config.model.hidden_size,
+                tokens=config.train.microbatch_size * config.data.sequence_length,
+                experts_per_token=config.model.experts_per_token,
+                fp8=formats.dispatch is WireFormat.FP8,
+                device=device,
+            )
+            return DeepEp(buffers, group, formats)
 
 
 def _build_stages(config: RunConfig, context: ModelContext, specs: list[StageSpec]) -> dict[int, Stage]:

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.parallel.expert.deep_ep_problems import Load, deep_ep_problems, this_machine
+from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.spec.layout import ParallelLayout, expert_ranks_per_node
 
 
@@ -41,9 +45,11 @@ def plan_experts(config: RunConfig, layout: ParallelLayout) -> ExpertPlan:
 def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     """Why the dispatcher asked for cannot be."""
     asked, gpus = config.parallel.dispatcher, config.cluster.gpus_per_node
-    if asked != "two_hop" or layout.dp % layout.ep:
+    if asked not in ("two_hop", "deep_ep") or layout.dp % layout.ep:
         return []
     per_node = expert_ranks_per_node(layout, gpus)
+    if asked == "deep_ep":
+        return _deep_ep_problems(config, layout.ep, per_node)
     if per_node is None:
         what = f"two_hop, but {layout.ep} expert-parallel ranks do not lie evenly on nodes of {gpus}"
         mend = (
@@ -59,3 +65,16 @@ def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
         mend = "Write parallel.dispatcher=auto: one hop is all there is."
         return [Problem("parallel.dispatcher", what, mend)]
     return []
+
+
+def _deep_ep_problems(config: RunConfig, ep: int, per_node: int | None) -> list[Problem]:
+    p = config.precision
+    dtype = torch.bfloat16 if p.params == "bf16" else torch.float32
+    formats = WireFormat(p.dispatch), WireFormat(p.combine)
+    load = Load(ep, per_node, config.model.hidden_size, dtype, formats)
+    mend = "Mend that, or write parallel.dispatcher=auto, which needs torch.distributed alone."
+    machine = this_machine(cuda_allowed=config.cluster.device != "cpu")
+    return [
+        Problem("parallel.dispatcher", f"deep_ep, but {what}", mend)
+        for what in deep_ep_problems(load, machine)
+    ]

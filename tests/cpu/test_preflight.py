@@ -1,16 +1,22 @@
 """What a launch is told before anything starts: pipelines that cannot be, each with the nearest numbers that can."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.parallel.expert.deep_ep_problems import Load, Machine, deep_ep_problems
+from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.schedule.catalog import NAMES, make_schedule, placement_of
 from deepseek_train.schedule.check import check
 from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
+from deepseek_train.train.expert_plan import plan_experts
 from deepseek_train.train.preflight import preflight
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 
@@ -146,3 +152,54 @@ def test_layers_by_hand_reach_the_stages() -> None:
     by_hand = tiny("parallel.layers=1|2")
     assert [s.layers for s in plan_stages(by_hand, 2)] == [(0,), (1, 2)]
     assert [s.layers for s in plan_stages(tiny(), 2)] == [(0, 1, 2), ()]
+
+
+def test_deep_ep_is_refused_with_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither library nor GPU, whatever machine the tests run on."""
+    machine = Machine(None, "No module named 'deep_ep'", cuda=False)
+    monkeypatch.setattr(expert_plan, "this_machine", lambda cuda_allowed: machine)
+    found = told("parallel.dispatcher=deep_ep", "model.hidden_size=96")
+    assert {where for where, _ in found} == {"parallel.dispatcher"}
+    texts = [text for _, text in found]
+    for words in (
+        "deep_ep, but DeepEP cannot be imported (No module named 'deep_ep')",
+        "no CUDA device",
+        "rows would travel as FP32",
+        "model.hidden_size 96 is no multiple of 128",
+    ):
+        assert any(words in text for text in texts), texts
+    assert len(texts) == 4
+    assert all("parallel.dispatcher=auto" in text for text in texts)
+
+
+def test_nobody_gets_deep_ep_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert_plan, "this_machine", lambda cuda_allowed: Machine(2, None, cuda=True))
+    config = tiny("precision.params=bf16")
+    assert plan_experts(config, ParallelLayout(pp=2, dp=2, ep=2)).dispatcher == "flat"
+
+
+LOAD = Load(8, 8, 7168, torch.bfloat16, (WireFormat.FP8, WireFormat.BF16))
+
+
+@pytest.mark.parametrize(
+    ("generation", "load", "said"),
+    [
+        (1, LOAD, []),
+        (2, LOAD, []),
+        (1, replace(LOAD, ep=64), []),
+        (1, replace(LOAD, ep=16, ranks_per_node=4), ["16 expert-parallel ranks are 4 on each node"]),
+        (1, replace(LOAD, ep=8, ranks_per_node=None), ["8 expert-parallel ranks are unevenly on nodes"]),
+        (2, replace(LOAD, ep=16, ranks_per_node=4), []),
+        (1, replace(LOAD, hidden_size=8192), ["over 8064"]),
+        (1, replace(LOAD, hidden_size=8192, ep=16), []),
+        (2, replace(LOAD, hidden_size=8192), []),
+        (2, replace(LOAD, ep=1, ranks_per_node=1), ["nothing travels"]),
+        (2, replace(LOAD, params=torch.float32), []),
+        (2, replace(LOAD, params=torch.float32, formats=(WireFormat.FP8, WireFormat.SAME)), ["as FP32"]),
+    ],
+)
+def test_what_deep_ep_itself_demands(generation: int, load: Load, said: list[str]) -> None:
+    found = deep_ep_problems(load, Machine(generation, None, cuda=True))
+    assert len(found) == len(said), found
+    for words, text in zip(said, found, strict=True):
+        assert words in text

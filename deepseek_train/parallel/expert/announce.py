@@ -36,15 +36,22 @@ class TokenRouting:
 
 
 @torch.no_grad()
-def message(routing: TokenRouting, num_experts: int, layer: int, capacity: int) -> Tensor:
-    """What this rank has to tell, int16 [M]. ``capacity`` is the same on all ranks."""
+def header(routing: TokenRouting, num_experts: int, layer: int) -> Tensor:
+    """The layer, and what is wrong with this rank's decision: int16 [2]."""
     ids_NK, weights_NK = routing.expert_ids_NK, routing.weights_NK
-    num_tokens, top_k = ids_NK.shape
-    told = ids_NK.new_full((_HEADER + capacity * top_k,), _NONE, dtype=torch.int16)
-    told[0] = layer
+    told = ids_NK.new_full((_HEADER,), layer, dtype=torch.int16)
     strange = ((ids_NK < 0) | (ids_NK >= num_experts)).any()
     told[1] = torch.where(weights_NK.isfinite().all(), strange * _OUT_OF_RANGE, _NOT_FINITE)
-    told[_HEADER:].view(capacity, top_k)[:num_tokens] = ids_NK
+    return told
+
+
+@torch.no_grad()
+def message(routing: TokenRouting, num_experts: int, layer: int, capacity: int) -> Tensor:
+    """What this rank has to tell, int16 [M]. ``capacity`` is the same on all ranks."""
+    num_tokens, top_k = routing.expert_ids_NK.shape
+    told = routing.expert_ids_NK.new_full((_HEADER + capacity * top_k,), _NONE, dtype=torch.int16)
+    told[:_HEADER] = header(routing, num_experts, layer)
+    told[_HEADER:].view(capacity, top_k)[:num_tokens] = routing.expert_ids_NK
     return told
 
 
