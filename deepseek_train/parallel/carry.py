@@ -21,8 +21,8 @@ class TransferLost(RuntimeError):
 
 
 def carry(what: str, transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream | None) -> Pending:
-    """Starts ``transfer`` of ``tensors``; ``what`` it is, for errors. ``stream``: where its legs are queued; None on
-    CPUs."""
+    """Starts ``transfer``; ``what`` it is, for errors. ``tensors``: all that it reads. ``stream``: where its legs are
+    queued; None on CPUs."""
     return ByNetwork(what, transfer) if stream is None else OnStream(transfer, tensors, stream)
 
 

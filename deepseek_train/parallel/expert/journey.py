@@ -66,7 +66,8 @@ class Journey:
         way = "dispatch to experts" if self.outward else "combine of experts' results"
         if not self.forward:
             way = "gradients' way to experts" if self.outward else "gradients' way from experts"
-        return carry(f"{way}, {self.group.me}", transfer, tensors, self.group.rows_stream)
+        maps = [m for hop in self.hops for m in (hop.taken_S, *(s.rows_to_sums for s in hop.sums))]
+        return carry(f"{way}, {self.group.me}", transfer, (*tensors, *maps), self.group.rows_stream)
 
     def home(self) -> "Journey":
         """The way of results, in the same pass."""
