@@ -15,7 +15,8 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import WeightGroup
-from deepseek_train.parallel.expert.dispatcher import flat, two_hop
+from deepseek_train.parallel.expert.dispatcher import Dispatcher, flat, two_hop
+from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
 from deepseek_train.phases.phase import fold
 from deepseek_train.phases.recompute import Recomputation
@@ -76,12 +77,14 @@ class Case:
     tied: bool = False
     recompute: tuple[Forgettable, ...] = ()
     node: int | None = None  # ranks of a node; experts then take two hops
+    base: ModelConfig = MODEL  # everything about the model that the fields above do not say
 
     def __str__(self) -> str:
         names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
         placed = f"({self.placed})" if self.placed else ""
         kinds = "".join(f"-{kind}" for kind in self.recompute) + ("-tied" if self.tied else "")
         kinds += f"-nodes of {self.node}" if self.node else ""
+        kinds += f"-{self.base.name}" if self.base != MODEL else ""
         return f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{kinds}"
 
     @property
@@ -91,7 +94,7 @@ class Case:
     @property
     def model(self) -> ModelConfig:
         return replace(
-            MODEL,
+            self.base,
             num_layers=self.layers,
             mtp_depth=self.mtp,
             num_dense_layers=self.dense,
@@ -181,7 +184,17 @@ class OnGrid:
         return whole.chunk(self.case.ep)[self.mesh.expert_group.rank] if spec.expert else whole
 
 
-def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 600) -> OnGrid:
+def dispatcher_of(case: Case, group: ExpertGroup) -> Dispatcher:
+    return flat(group) if case.node is None else two_hop(group)
+
+
+def on_grid(
+    case: Case,
+    rank: int,
+    dtype: torch.dtype,
+    timeout_seconds: float = 600,
+    dispatcher: Callable[[Case, ExpertGroup], Dispatcher] = dispatcher_of,
+) -> OnGrid:
     """Builds ``rank``'s part (collective). The caller gives weights their ``main_grad``."""
     placement, m = case.placement, case.model
     specs = case.specs
@@ -198,8 +211,7 @@ def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 
     )
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(case.recompute))
-    dispatcher = (flat if case.node is None else two_hop)(mesh.expert_group)
-    context = ModelContext(m, queue, dispatcher, dtype=dtype, recompute=recompute)
+    context = ModelContext(m, queue, dispatcher(case, mesh.expert_group), dtype=dtype, recompute=recompute)
     stages: dict[int, Stage] = {}
     embedding: Weight | None = None
     for index in placement.stages_of(mesh.pp_rank):
