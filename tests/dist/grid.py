@@ -185,7 +185,9 @@ class OnGrid:
         return whole.chunk(self.case.ep)[self.mesh.expert_group.rank] if spec.expert else whole
 
 
-def mesh_of(case: Case, rank: int, timeout_seconds: float = 600) -> ParallelMesh:
+def mesh_of(
+    case: Case, rank: int, timeout_seconds: float = 600, *, check_splits: bool = True
+) -> ParallelMesh:
     """``rank``'s groups (collective); cases of one layout can use them one after the other."""
     return make_mesh(
         case.layout,
@@ -194,7 +196,7 @@ def mesh_of(case: Case, rank: int, timeout_seconds: float = 600) -> ParallelMesh
         embeds=tuple(spec.index for spec in case.specs if spec.embeds),
         ranks_per_node=case.node,
         two_hop=case.node is not None,
-        check_splits=True,
+        check_splits=check_splits,
         timeout_seconds=timeout_seconds,
     )
 
