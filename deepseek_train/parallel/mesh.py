@@ -3,6 +3,9 @@
 Every rank creates the same number of groups in the same order (a group of one where it has no part). Correctness
 needs this: on NCCL with a bound device every ``new_group`` splits the world's communicator, so all ranks of the world
 meet in each creation; on gloo the members of a group find each other by its name, which counts the creations.
+
+No more groups than that: on gloo each has a thread that wakes a hundred times a second, which 64 ranks on two cores
+feel; on NCCL each has buffers.
 """
 
 from dataclasses import dataclass
@@ -71,12 +74,16 @@ def make_mesh(
         return made
 
     def replicas(ranks: tuple[int, ...], existing: dict[int, ReplicaGroup]) -> ReplicaGroup:
-        """Always creates a group, to keep counts equal between ranks, but hands out the one that exists."""
+        """Hands out the group that exists. Creates one even so, to keep counts equal between the ranks of a pipeline."""
+        same = next((replica for replica in existing.values() if replica.ranks == ranks), None)
+        if same is not None and layout.pp == 1:
+            return same
         new = ReplicaGroup(ranks, group(ranks))
-        return next((replica for replica in existing.values() if replica.ranks == ranks), new)
+        return same or new
 
     pipeline = layout.pipeline_group(rank)
-    links = Links({queue: group(pipeline) for queue in all_queues()}, pipeline, layout.pp_rank(rank))
+    queues = all_queues() if layout.pp > 1 else ()
+    links = Links({queue: group(pipeline) for queue in queues}, pipeline, layout.pp_rank(rank))
     expert_group = make_expert_group(
         layout.expert_group(rank),
         rank,

@@ -43,4 +43,11 @@ CASES = [
     ),
     Case("zb_v", 2, dense=3, placed="1|2|2|0", layers=5, tied=True, mtp=0),
     Case("dualpipe_v", 2, dp=2, ep=2, dense=3, placed="0|3|1|1", layers=5, tied=True),
+    # Experts in two hops: two nodes of two ranks, and of four, beside a pipeline.
+    *(
+        Case(schedule, 2, dp=4, ep=4, microbatches=fewest(schedule, 2), node=2)
+        for schedule in ("1f1b", "zb_v")
+    ),
+    Case("dualpipe", 2, dp=4, ep=4, microbatches=4, node=2, recompute=("block",)),
+    Case("dualpipe", 2, dp=8, ep=8, microbatches=4, node=4),
 ]

@@ -15,13 +15,13 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import WeightGroup
-from deepseek_train.parallel.expert.dispatcher import flat, two_hop
+from deepseek_train.parallel.expert.dispatcher import Dispatcher, flat, two_hop
 from deepseek_train.parallel.mesh import ParallelMesh, ReplicaGroup, make_mesh
+from deepseek_train.phases.parcel import arrived
 from deepseek_train.phases.phase import fold
 from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.values import Hidden, MicroBatch
-from deepseek_train.phases.parcel import arrived
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue, allocate_main_grads, run_works
 from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary, LossScales
@@ -76,13 +76,17 @@ class Case:
     tied: bool = False
     recompute: tuple[Forgettable, ...] = ()
     node: int | None = None  # ranks of a node; experts then take two hops
+    base: ModelConfig = MODEL  # everything about the model that the fields above do not say
 
     def __str__(self) -> str:
         names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
         placed = f"({self.placed})" if self.placed else ""
         kinds = "".join(f"-{kind}" for kind in self.recompute) + ("-tied" if self.tied else "")
         kinds += f"-nodes of {self.node}" if self.node else ""
-        return f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{kinds}"
+        kinds += f"-{self.base.name}" if self.base != MODEL else ""
+        return (
+            f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{kinds}"
+        )
 
     @property
     def layout(self) -> ParallelLayout:
@@ -91,7 +95,7 @@ class Case:
     @property
     def model(self) -> ModelConfig:
         return replace(
-            MODEL,
+            self.base,
             num_layers=self.layers,
             mtp_depth=self.mtp,
             num_dense_layers=self.dense,
@@ -181,43 +185,56 @@ class OnGrid:
         return whole.chunk(self.case.ep)[self.mesh.expert_group.rank] if spec.expert else whole
 
 
-def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 600) -> OnGrid:
-    """Builds ``rank``'s part (collective). The caller gives weights their ``main_grad``."""
-    placement, m = case.placement, case.model
-    specs = case.specs
-    embeds = tuple(spec.index for spec in specs if spec.embeds)
-    mesh = make_mesh(
+def mesh_of(
+    case: Case, rank: int, timeout_seconds: float = 600, *, check_splits: bool = True
+) -> ParallelMesh:
+    """``rank``'s groups (collective); cases of one layout can use them one after the other."""
+    return make_mesh(
         case.layout,
-        placement,
+        case.placement,
         rank,
-        embeds=embeds,
+        embeds=tuple(spec.index for spec in case.specs if spec.embeds),
         ranks_per_node=case.node,
         two_hop=case.node is not None,
-        check_splits=True,
+        check_splits=check_splits,
         timeout_seconds=timeout_seconds,
     )
-    queue = WeightGradQueue()
+
+
+def on_mesh(case: Case, mesh: ParallelMesh, dtype: torch.dtype, dispatcher: Dispatcher) -> OnGrid:
+    """One rank's part. The caller gives weights their ``main_grad``."""
+    m, queue = case.model, WeightGradQueue()
     recompute = Recomputation(frozenset(case.recompute))
-    dispatcher = (flat if case.node is None else two_hop)(mesh.expert_group)
     context = ModelContext(m, queue, dispatcher, dtype=dtype, recompute=recompute)
     stages: dict[int, Stage] = {}
     embedding: Weight | None = None
-    for index in placement.stages_of(mesh.pp_rank):
-        stage = Stage(context, specs[index], LENGTH, embedding)
-        embedding = stage.embed if specs[index].embeds else embedding
+    for index in case.placement.stages_of(mesh.pp_rank):
+        spec = case.specs[index]
+        stage = Stage(context, spec, LENGTH, embedding)
+        embedding = stage.embed if spec.embeds else embedding
         init_stage(stage, m, seed=0)
         stages[index] = stage
     boundary = Boundary((BATCH, LENGTH, m.hidden_size), dtype, torch.device("cpu"))
     return OnGrid(case, mesh, stages, queue, boundary, Executor(stages, mesh.links, queue, boundary))
 
 
+def on_grid(case: Case, rank: int, dtype: torch.dtype, timeout_seconds: float = 600) -> OnGrid:
+    """Builds ``rank``'s part (collective). The caller gives weights their ``main_grad``."""
+    mesh = mesh_of(case, rank, timeout_seconds)
+    return on_mesh(case, mesh, dtype, (flat if case.node is None else two_hop)(mesh.expert_group))
+
+
 def sum_gradients(grid: OnGrid) -> dict[str, Tensor]:
-    """``main_grad`` summed over replicas (collective)."""
-    summed = {}
-    for name, (_, weight, replicas) in grid.weights().items():
-        dist.all_reduce(weight.main_grad, group=replicas.group)
-        summed[name] = weight.main_grad
-    return summed
+    """``main_grad`` summed over replicas (collective), all that have the same replicas at once."""
+    shared: dict[tuple[int, ...], list[tuple[Weight, ReplicaGroup]]] = {}
+    for _, weight, replicas in grid.weights().values():
+        shared.setdefault(replicas.ranks, []).append((weight, replicas))
+    for members in shared.values():
+        total = torch.cat([weight.main_grad.flatten() for weight, _ in members])
+        dist.all_reduce(total, group=members[0][1].group)
+        for (weight, _), summed in zip(members, total.split([w.numel() for w, _ in members]), strict=True):
+            weight.main_grad.copy_(summed.view_as(weight))
+    return {name: weight.main_grad for name, (_, weight, _) in grid.weights().items()}
 
 
 class Plain:
