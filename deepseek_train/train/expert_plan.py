@@ -41,7 +41,7 @@ def plan_experts(config: RunConfig, layout: ParallelLayout) -> ExpertPlan:
 def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     """Why the dispatcher asked for cannot be."""
     asked, gpus = config.parallel.dispatcher, config.cluster.gpus_per_node
-    if asked != "two_hop" or layout.dp % layout.ep:
+    if asked != "two_hop" or layout.sharers % layout.ep:
         return []
     per_node = expert_ranks_per_node(layout, gpus)
     if per_node is None:

@@ -99,7 +99,7 @@ def describe(config: RunConfig, layout: ParallelLayout) -> str:
     total = count_parameters(all_weights(config.model))
     return (
         f"{total / 1e6:,.1f}M parameters on {layout.world} ranks: PP {layout.pp} ({config.schedule.name}) x "
-        f"DP {layout.dp}, EP {layout.ep}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
+        f"DP {layout.dp}, EP {layout.ep}{' across mirrors' if layout.mirrored else ''}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
     )
 
 
