@@ -65,7 +65,7 @@ def make_mesh(
     mine = placement.stages_of(layout.pp_rank(rank))
     assert len({len(placement.stages_of(p)) for p in range(layout.pp)}) == 1, "unequal numbers of groups"
     sharers = {layout.pp_rank(other) for other in layout.expert_group(rank)}
-    assert {placement.stages_of(p) for p in sharers} == {mine}, "ranks that share experts hold different stages"
+    assert {placement.stages_of(p) for p in sharers} == {mine}, "experts shared by different stages"
 
     def group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
         timeout = timedelta(seconds=timeout_seconds)

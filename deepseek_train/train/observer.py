@@ -97,9 +97,10 @@ def open_observer(
 def describe(config: RunConfig, layout: ParallelLayout) -> str:
     """One line: the model's size and how the ranks share it."""
     total = count_parameters(all_weights(config.model))
+    experts = f"EP {layout.ep}{' across mirrors' if layout.mirrored else ''}"
     return (
         f"{total / 1e6:,.1f}M parameters on {layout.world} ranks: PP {layout.pp} ({config.schedule.name}) x "
-        f"DP {layout.dp}, EP {layout.ep}{' across mirrors' if layout.mirrored else ''}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
+        f"DP {layout.dp}, {experts}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
     )
 
 

@@ -43,10 +43,10 @@ CASES = [
     ),
     Case("zb_v", 2, dense=3, placed="1|2|2|0", layers=5, tied=True, mtp=0),
     Case("dualpipe_v", 2, dp=2, ep=2, dense=3, placed="0|3|1|1", layers=5, tied=True),
-    # Experts shared by mirrored pipeline ranks.
+    # Experts shared by mirrored pipeline ranks; on nodes of 2, each of another pipeline rank.
     Case("dualpipe", 2, dp=1, ep=2, layers=3, mtp=0, microbatches=4, mirrored=True),
     Case("dualpipe", 2, dp=2, ep=4, layers=3, microbatches=6, mirrored=True),
-    Case("dualpipe", 2, dp=2, ep=4, layers=3, microbatches=6, mirrored=True, node=2),  # a node of each pipeline rank
+    Case("dualpipe", 2, dp=2, ep=4, layers=3, microbatches=6, mirrored=True, node=2),
     Case("dualpipe", 2, dp=2, ep=2, layers=3, mtp=0, microbatches=4, mirrored=True),  # replicated too
     Case("dualpipe", 4, dp=1, ep=2, mtp=0, microbatches=10, mirrored=True, recompute=("block",)),
     Case("dualpipe", 4, dp=2, ep=4, microbatches=8, mirrored=True),

@@ -161,7 +161,7 @@ def test_ranks_with_unequal_numbers_of_stages_are_refused() -> None:
 
 def test_ranks_that_share_experts_but_not_stages_are_refused() -> None:
     straight = Case("1f1b", 2).placement
-    with pytest.raises(AssertionError, match="different stages"):
+    with pytest.raises(AssertionError, match="shared by different stages"):
         make_mesh(ParallelLayout(2, 1, 2, mirrored=True), straight, 0, embeds=(0,), check_splits=False)
 
 

@@ -19,7 +19,8 @@ def plain_layouts(draw: st.DrawFn) -> ParallelLayout:
 @st.composite
 def layouts_across_mirrors(draw: st.DrawFn) -> ParallelLayout:
     half = draw(st.integers(1, 3))
-    return ParallelLayout(2 * draw(st.integers(1, 3)), half * draw(st.integers(1, 4)), 2 * half, mirrored=True)
+    pp, dp = 2 * draw(st.integers(1, 3)), half * draw(st.integers(1, 4))
+    return ParallelLayout(pp, dp, 2 * half, mirrored=True)
 
 
 def layouts() -> st.SearchStrategy[ParallelLayout]:

@@ -102,8 +102,8 @@ def test_mirrored_ranks_run_the_same_stages_in_the_same_order(sizes: tuple[int, 
         programs = lower(schedule)
         for program, other in zip(programs, reversed(programs), strict=True):
             assert seen(program, mirror=False) == seen(other, mirror=True)
-        windows = send_windows(schedule)
-        assert windows == {(num_ranks - 1 - s, num_ranks - 1 - t, kind): n for (s, t, kind), n in windows.items()}
+        windows, last = send_windows(schedule), num_ranks - 1
+        assert windows == {(last - s, last - t, kind): n for (s, t, kind), n in windows.items()}
 
 
 @settings(max_examples=20, deadline=None)
@@ -111,14 +111,17 @@ def test_mirrored_ranks_run_the_same_stages_in_the_same_order(sizes: tuple[int, 
 def test_mirrored_ranks_that_wait_for_each_other_reach_their_ends(sizes: tuple[int, int]) -> None:
     """Sharing experts they do, in every step: it begins on both once both have what it needs, and ends on both."""
     for schedule in (dualpipe(*sizes), forward_only(mirrored(*sizes))):
-        steps_R, made = schedule.steps_R, set[Message]()
-        both = [list(zip(row, other, strict=True)) for row, other in zip(steps_R, steps_R[::-1], strict=True)]
-        left = [both_rows[::-1] for both_rows in both[: len(both) // 2]]
+        placement, steps_R, made = schedule.placement, schedule.steps_R, set[Message]()
+        half = len(steps_R) // 2
+        left = [
+            list(zip(row, mirror, strict=True))[::-1]
+            for row, mirror in zip(steps_R[:half], steps_R[: half - 1 : -1], strict=True)
+        ]
         while any(left):
             before = sum(map(len, left))
-            for rows in left:
-                while rows and all(m in made for step in rows[-1] for m in inputs_of(schedule.placement, step)):
-                    made.update(m for step in rows.pop() for m in outputs_of(schedule.placement, step))
+            for both in left:
+                while both and all(m in made for step in both[-1] for m in inputs_of(placement, step)):
+                    made.update(m for step in both.pop() for m in outputs_of(placement, step))
             assert sum(map(len, left)) < before, "deadlock"
 
 
