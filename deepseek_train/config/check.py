@@ -90,7 +90,9 @@ def _parallel(run: RunConfig) -> Iterator[Problem]:
             yield Problem(f"schedule.{name}", what, "Leave it null, or write schedule=auto.")
     if min(p.pp, p.ep, p.dp or 1) < 1:
         return
-    if p.dp is not None and p.dp % p.ep:
+    if p.ep_across_mirrors:
+        yield from _mirrors(run)
+    elif p.dp is not None and p.dp % p.ep:
         yield Problem(
             "parallel.ep",
             f"expert-parallel size {p.ep} does not divide data-parallel size {p.dp}",
@@ -101,6 +103,31 @@ def _parallel(run: RunConfig) -> Iterator[Problem]:
             "parallel.ep",
             f"{m.num_routed_experts} routed experts do not divide evenly over {p.ep} expert-parallel ranks",
             "Choose a divisor of model.num_routed_experts.",
+        )
+
+
+def _mirrors(run: RunConfig) -> Iterator[Problem]:
+    """What experts shared by mirrored pipeline ranks ask for."""
+    p, where = run.parallel, "parallel.ep_across_mirrors"
+    if run.schedule.name != "dualpipe":
+        yield Problem(
+            where,
+            f"under schedule {run.schedule.name} no two pipeline ranks are sure to run the same stage at every step; "
+            "sharing experts, they would wait for each other's exchanges for ever",
+            "Write schedule=dualpipe, or parallel.ep_across_mirrors=false.",
+        )
+        return
+    if p.pp % 2:
+        what = f"rank p shares its experts with its mirror pp-1-p, and of {p.pp} pipeline ranks one has none"
+        yield Problem(where, what, "Use an even parallel.pp.")
+    if p.ep % 2:
+        what = f"half of an expert group is on each of two mirrored ranks, but parallel.ep is {p.ep}"
+        yield Problem(where, what, "Use an even parallel.ep, or parallel.ep_across_mirrors=false.")
+    elif p.dp is not None and 2 * p.dp % p.ep:
+        yield Problem(
+            "parallel.ep",
+            f"expert-parallel size {p.ep} does not divide the {2 * p.dp} ranks of two mirrored pipeline ranks",
+            "EP groups are ep / 2 consecutive data-parallel ranks of both: make dp a multiple of ep / 2.",
         )
 
 

@@ -62,11 +62,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Layout of ranks: world = pp x dp, expert-parallel groups are ep consecutive data-parallel ranks."""
+    """Layout of ranks: world = pp x dp, expert-parallel groups are ep consecutive data-parallel ranks (or, across
+    mirrors, ep / 2 of two pipeline ranks)."""
 
     pp: int = 1  # pipeline ranks
     dp: int | None = None  # data-parallel ranks; None: world / pp under torchrun, else ep
     ep: int = 1  # expert-parallel ranks; divides dp
+    # DualPipe alone: pipeline ranks p and pp-1-p hold the same stages. true: they share the experts of these, half on
+    # each, instead of holding all of them twice. Every exchange of a layer then couples the two directions. ep divides
+    # 2 dp then, and dp is ep / 2 where it was ep.
+    ep_across_mirrors: bool = False
     # Transformer layers of each pipeline stage, "3|4*14|2" (4*14: fourteen stages of 4). None: stages of even cost.
     layers: str | None = None
     # How tokens get to experts: flat, one all-to-all; two_hop, once across to each node, then inside it; deep_ep,

@@ -67,6 +67,8 @@ def make_mesh(
     ``timeout_seconds``: the patience of every collective in these groups."""
     mine = placement.stages_of(layout.pp_rank(rank))
     assert len({len(placement.stages_of(p)) for p in range(layout.pp)}) == 1, "unequal numbers of groups"
+    sharers = {layout.pp_rank(other) for other in layout.expert_group(rank)}
+    assert {placement.stages_of(p) for p in sharers} == {mine}, "experts shared by different stages"
 
     def group(ranks: tuple[int, ...]) -> dist.ProcessGroup:
         timeout = timedelta(seconds=timeout_seconds)

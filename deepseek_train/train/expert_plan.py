@@ -45,7 +45,7 @@ def plan_experts(config: RunConfig, layout: ParallelLayout) -> ExpertPlan:
 def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     """Why the dispatcher asked for cannot be."""
     asked, gpus = config.parallel.dispatcher, config.cluster.gpus_per_node
-    if asked not in ("two_hop", "deep_ep") or layout.dp % layout.ep:
+    if asked not in ("two_hop", "deep_ep") or layout.sharers % layout.ep:
         return []
     per_node = expert_ranks_per_node(layout, gpus)
     if asked == "deep_ep":

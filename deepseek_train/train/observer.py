@@ -100,9 +100,10 @@ def describe(config: RunConfig, layout: ParallelLayout) -> str:
     total = count_parameters(all_weights(config.model))
     experts = plan_experts(config, layout)
     way = f" ({experts.dispatcher}: {experts.reason})" if layout.ep > 1 else ""
+    shared = f"EP {layout.ep}{' across mirrors' if layout.mirrored else ''}{way}"
     return (
         f"{total / 1e6:,.1f}M parameters on {layout.world} ranks: PP {layout.pp} ({config.schedule.name}) x "
-        f"DP {layout.dp}, EP {layout.ep}{way}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
+        f"DP {layout.dp}, {shared}, ZeRO-1, on {'GPUs' if torch.cuda.is_available() else 'CPUs'}"
     )
 
 

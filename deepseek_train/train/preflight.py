@@ -29,8 +29,9 @@ _MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments 
 def resolve_layout(config: RunConfig, world_size: int | None) -> ParallelLayout:
     """The grid of ranks; ``world_size`` is what torchrun started, None when we start our own ranks."""
     p = config.parallel
-    dp = p.dp or (max(1, world_size // p.pp) if world_size else p.ep)
-    return ParallelLayout(pp=p.pp, dp=dp, ep=p.ep)
+    fewest = p.ep // 2 if p.ep_across_mirrors else p.ep
+    dp = p.dp or (max(1, world_size // p.pp) if world_size else fewest)
+    return ParallelLayout(pp=p.pp, dp=dp, ep=p.ep, mirrored=p.ep_across_mirrors)
 
 
 def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
@@ -63,11 +64,12 @@ def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -
         found.append(
             Problem("parallel", what, "Start them with torchrun on all nodes: launch/multi_node_torchrun.sh.")
         )
-    if layout.dp % layout.ep:
+    if layout.sharers % layout.ep:
+        of = " of two mirrored pipeline ranks" if layout.mirrored else ""
         found.append(
             Problem(
                 "parallel.ep",
-                f"expert-parallel size {layout.ep} does not divide the {layout.dp} data-parallel ranks",
+                f"expert-parallel size {layout.ep} does not divide the {layout.sharers} data-parallel ranks{of}",
                 "EP groups are consecutive data-parallel ranks: choose a divisor.",
             )
         )

@@ -38,19 +38,20 @@ def continuation(
 
 
 def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
-    """Logits of the token after ``ids``, on the rank of the last stage; all data-parallel ranks run the same."""
+    """Logits of the token after ``ids``, on the ranks of the last stage. All data-parallel ranks run the same, and so
+    do both directions of the pipeline: mirrored ranks, which may share experts, run the same stage at the same time."""
     m, links, me = job.config.model, job.mesh.links, job.mesh.pp_rank
     padded = torch.tensor([[*ids, *[0] * (1 + m.mtp_depth)]], device=job.place.device)
     x_BTD: Tensor | None = None
-    for index in range(job.placement.num_stages):
-        rank = job.placement.rank_of(index, 0)
-        if rank != me:
+    logits_V: Tensor | None = None
+    for index, ranks_X in enumerate(job.placement.ranks_SX):
+        if me not in ranks_X:
             continue
-        stage = job.stages[index]
+        stage, direction = job.stages[index], ranks_X.index(me)
         if index == 0:
             hidden: Hidden = fold(stage.trunk, MicroBatch(padded))
         else:
-            source = job.placement.rank_of(index - 1, 0)
+            source = job.placement.ranks_SX[index - 1][direction]
             if source != me:
                 shape = (1, len(ids), m.hidden_size)
                 x_BTD = links.receive(
@@ -59,10 +60,11 @@ def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
             assert x_BTD is not None
             hidden = fold(stage.trunk, Hidden(x_BTD))
         if index == job.placement.num_stages - 1:
-            return stage.logits(hidden)[0, -1]
+            logits_V = stage.logits(hidden)[0, -1]
+            continue
         x_BTD = hidden.x_BTD
-        target = job.placement.rank_of(index + 1, 0)
+        target = job.placement.ranks_SX[index + 1][direction]
         if target != me:
             links.send(x_BTD, target, MessageKind.ACTIVATION, window=1)
-            links.drain()
-    return None
+    links.drain()  # not before: both directions of two neighbours may be sending to each other
+    return logits_V

@@ -1,6 +1,6 @@
 """What changes while a run trains, and its form as a checkpoint."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def save_checkpoint(job: Job, root: Path, progress: Progress, wandb_id: str | No
         "wall_seconds": only_rank_0_knows[0],
         "cursor": progress.cursor.as_dict(job.train_source.identity),
         "optimizer_steps": job.optimizer.steps_taken(),
-        "layout": {"pp": job.layout.pp, "dp": job.layout.dp, "ep": job.layout.ep},
+        "layout": asdict(job.layout),
         "wandb_id": only_rank_0_knows[1],
     }
     return save(root, progress.step, snapshot(job, facts), keep=job.config.checkpoint.keep)

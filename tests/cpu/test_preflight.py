@@ -17,7 +17,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import plan_experts
-from deepseek_train.train.preflight import preflight
+from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 
 
@@ -140,6 +140,35 @@ def test_every_schedule_trains_and_evaluates(name: str, evaluated: int) -> None:
     assert evaluation.ranks_SX == schedule.placement.ranks_SX
     assert evaluation.num_microbatches in (evaluated, evaluated + 1)
     assert len(plan_stages(config, 2)) == evaluation.num_stages == num_stages(config, 2)
+
+
+MIRRORS = ["parallel.ep_across_mirrors=true", "parallel.pp=2", "parallel.ep=4"]
+
+
+def test_experts_across_mirrors_fit_on_half_the_data_parallel_ranks() -> None:
+    config = tiny(*MIRRORS)
+    assert preflight(config, None) == []
+    assert resolve_layout(config, None) == ParallelLayout(2, 2, 4, mirrored=True)
+    assert resolve_layout(config, 16) == ParallelLayout(2, 8, 4, mirrored=True)
+    (problem,) = (p for p in preflight(config, 6) if p.where == "parallel.ep")
+    assert "4 does not divide the 6 data-parallel ranks of two mirrored pipeline ranks" in problem.what
+
+
+@pytest.mark.parametrize("name", [name for name in (*NAMES, "auto") if name != "dualpipe"])
+def test_only_dualpipe_has_mirrors_to_share_experts(name: str) -> None:
+    ((where, said),) = told(*MIRRORS, f"schedule={name}")
+    assert where == "parallel.ep_across_mirrors"
+    assert name in said
+    assert "schedule=dualpipe" in said
+
+
+@pytest.mark.parametrize(
+    ("gpus", "dispatcher", "per_node"), [(8, "flat", 4), (4, "flat", 4), (2, "two_hop", 2), (1, "flat", 1)]
+)
+def test_the_dispatcher_knows_the_nodes_of_mirrored_ranks(gpus: int, dispatcher: str, per_node: int) -> None:
+    config = tiny(*MIRRORS, f"cluster.gpus_per_node={gpus}")
+    plan = plan_experts(config, resolve_layout(config, None))
+    assert (plan.dispatcher, plan.ranks_per_node) == (dispatcher, per_node)
 
 
 def test_interleaved_stages_are_as_many_as_asked_for() -> None:

@@ -50,4 +50,11 @@ CASES = [
     ),
     Case("dualpipe", 2, dp=4, ep=4, microbatches=4, node=2, recompute=("block",)),
     Case("dualpipe", 2, dp=8, ep=8, microbatches=4, node=4),
+    # Experts shared by mirrored pipeline ranks; on nodes of 2, each of another pipeline rank.
+    Case("dualpipe", 2, dp=1, ep=2, layers=3, mtp=0, microbatches=4, mirrored=True),
+    Case("dualpipe", 2, dp=2, ep=4, layers=3, microbatches=6, mirrored=True),
+    Case("dualpipe", 2, dp=2, ep=4, layers=3, microbatches=6, mirrored=True, node=2),
+    Case("dualpipe", 2, dp=2, ep=2, layers=3, mtp=0, microbatches=4, mirrored=True),  # replicated too
+    Case("dualpipe", 4, dp=1, ep=2, mtp=0, microbatches=10, mirrored=True, recompute=("block",)),
+    Case("dualpipe", 4, dp=2, ep=4, microbatches=8, mirrored=True),
 ]

@@ -77,9 +77,10 @@ class Case:
     recompute: tuple[Forgettable, ...] = ()
     node: int | None = None  # ranks of a node; experts then take two hops
     base: ModelConfig = MODEL  # everything about the model that the fields above do not say
+    mirrored: bool = False  # expert groups lie on mirrored pipeline ranks
 
     def __str__(self) -> str:
-        names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}"
+        names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}{'mirrored' if self.mirrored else ''}"
         placed = f"({self.placed})" if self.placed else ""
         kinds = "".join(f"-{kind}" for kind in self.recompute) + ("-tied" if self.tied else "")
         kinds += f"-nodes of {self.node}" if self.node else ""
@@ -90,7 +91,7 @@ class Case:
 
     @property
     def layout(self) -> ParallelLayout:
-        return ParallelLayout(self.pp, self.dp, self.ep)
+        return ParallelLayout(self.pp, self.dp, self.ep, self.mirrored)
 
     @property
     def model(self) -> ModelConfig:

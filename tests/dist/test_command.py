@@ -114,6 +114,25 @@ def test_a_run_interrupted_and_resumed_ends_in_the_same_bits(workplace: Path, wh
     assert tensor_files(cut) == tensor_files(whole)
 
 
+def test_experts_across_mirrors_resume_to_the_same_bits(workplace: Path) -> None:
+    """Two ranks, half of the experts on each: stopped after one step, then gone on with."""
+    two_ranks = ["parallel.dp=1", "parallel.ep_across_mirrors=true", "train.total_tokens=512"]
+    found = []
+    for name, sessions in (("mirrored", [[]]), ("mirrored-cut", [["train.stop_after_seconds=0"], []])):
+        for extra in sessions:
+            code, out, err = finish(start(workplace, *SMALL, *two_ranks, f"name={name}", *extra))
+            assert code == 0, err
+            assert "2 ranks: PP 2 (dualpipe) x DP 1, EP 2 across mirrors" in out
+            assert ("stopped after step 1" in out) == bool(extra)
+            assert ("sample: " in out) == (not extra)
+        folder = workplace / "runs" / name
+        assert len(steps(folder)) == 4
+        sample = next(line for line in out.splitlines() if line.startswith("sample: "))
+        found.append((losses_and_loads(folder), tensor_files(folder), sample))
+    whole, cut = found
+    assert whole == cut
+
+
 def test_torchrun_joins_and_gives_the_same_bits(workplace: Path, whole: Path) -> None:
     arguments = ("--standalone", "--nproc-per-node", "4", "-m", "deepseek_train.cli.train", *SMALL)
     code, _, err = finish(start(workplace, *arguments, "name=joined", module=("torch.distributed.run",)))
@@ -142,6 +161,7 @@ WRONG = [
     (["parallel.pp=3", "model.num_layers=4"], ["parallel.pp", "even"]),
     (["optim.batch_size.start=4"], ["optim.batch_size.start=8"]),
     (["parallel.dp=3"], ["parallel.ep", "does not divide"]),
+    (["parallel.ep_across_mirrors=true", "schedule=1f1b"], ["ep_across_mirrors", "schedule=dualpipe"]),
     (["parallel.ep=3", "parallel.dp=3"], ["parallel.ep", "8 routed experts"]),
     (["model.num_expert_groups=5"], ["model.num_expert_groups", "divisor"]),
     (["model.vocab_size=1000"], ["4096", "1000"]),

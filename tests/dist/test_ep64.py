@@ -15,7 +15,7 @@ from deepseek_train.parallel.expert.announce import TokenRouting
 from deepseek_train.parallel.expert.dispatcher import Dispatcher, two_hop
 from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.parallel.expert.plan import DispatchPlan
-from deepseek_train.parallel.traffic import Sent
+from deepseek_train.spec.links import ExpertTraffic
 from deepseek_train.phases.parcel import Route
 from deepseek_train.phases.wgrad import Weight, allocate_main_grads
 from tests.dist.grid import BATCH, LENGTH, MODEL, Case, Plain, mesh_of, on_mesh, sum_gradients
@@ -75,7 +75,7 @@ class RankSaw:
     steps: list[Step]
     weights: dict[str, Tensor]
     ids: list[Tensor]
-    sent: Sent
+    sent: ExpertTraffic
 
 
 def adamw(weights: dict[str, Weight]) -> AdamW:

@@ -27,6 +27,8 @@ CASES = [
     Case("dualpipe", 4, dp=2, ep=2, mtp=1),
     Case("dualpipe", 2, dp=4, ep=2, mtp=0),
     Case("dualpipe", 2, dp=4, ep=4, mtp=1),
+    Case("dualpipe", 2, dp=4, ep=4, mtp=0, mirrored=True),  # experts are replicated over data-parallel ranks
+    Case("dualpipe", 4, dp=2, ep=4, mtp=1, mirrored=True),  # and here nowhere
     Case("1f1b", 4, dp=2, ep=1, mtp=1),  # the embedding is on the first and the last pipeline rank
     Case("1f1b", 4, dp=2, ep=2, mtp=0),  # and here on the first only
     Case("1f1b", 1, dp=8, ep=4, mtp=1),
@@ -101,8 +103,17 @@ def test_groups_are_those_of_the_definition(case: Case, seen: dict[Case, list[Se
     def pp(rank: int) -> int:
         return rank // case.dp
 
+    def mirrors(rank: int) -> set[int]:
+        return {pp(rank), case.pp - 1 - pp(rank)}
+
+    per_side = case.ep // 2 if case.mirrored else case.ep  # of an expert group, on one pipeline rank
+
+    def share_experts(one: int, other: int) -> bool:
+        side = pp(other) in mirrors(one) if case.mirrored else pp(other) == pp(one)
+        return side and one % case.dp // per_side == other % case.dp // per_side
+
     def expert_rank(rank: int) -> int:  # the share of each layer's experts that the rank holds
-        return rank % case.dp % case.ep
+        return sum(share_experts(rank, lower) for lower in range(rank))
 
     def holds(rank: int, stage: int) -> bool:
         mirrored = case.schedule == "dualpipe"
@@ -112,7 +123,7 @@ def test_groups_are_those_of_the_definition(case: Case, seen: dict[Case, list[Se
     for rank, mesh in enumerate(seen[case]):
         assert mesh.expert_rank == expert_rank(rank)
         for group in mesh.expert:
-            check_group(group, lambda r, me=rank: r // case.ep == me // case.ep)  # type: ignore[misc]
+            check_group(group, lambda r, me=rank: share_experts(me, r))  # type: ignore[misc]
         stages = [s for s in range(case.pp) if holds(rank, s)]
         assert list(mesh.dense) == list(mesh.experts) == stages
         share = expert_rank(rank)
@@ -146,6 +157,12 @@ def test_ranks_with_unequal_numbers_of_stages_are_refused() -> None:
     placement = Placement(num_ranks=2, num_microbatches=1, ranks_SX=((0,), (0,), (1,)))
     with pytest.raises(AssertionError, match="unequal"):
         make_mesh(ParallelLayout(2, 1, 1), placement, 0, embeds=(0,), check_splits=False)
+
+
+def test_ranks_that_share_experts_but_not_stages_are_refused() -> None:
+    straight = Case("1f1b", 2).placement
+    with pytest.raises(AssertionError, match="shared by different stages"):
+        make_mesh(ParallelLayout(2, 1, 2, mirrored=True), straight, 0, embeds=(0,), check_splits=False)
 
 
 def lose_patience(rank: int, _world_size: int, case: Case, done: Path) -> None:

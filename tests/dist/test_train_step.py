@@ -19,6 +19,7 @@ from deepseek_train.schedule.text import from_text, to_text
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.build import Job, build
 from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.sample import continuation
 from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.state import Progress
 from deepseek_train.train.step import evaluate, train_step
@@ -35,6 +36,13 @@ LAYOUTS = {  # all of four ranks
         "train.eval_microbatches=2",
         "schedule=1f1b",
     ],
+    "pp2 dp2 ep4": [
+        "parallel.pp=2",
+        "parallel.dp=2",
+        "parallel.ep=4",
+        "parallel.ep_across_mirrors=true",
+        "train.eval_microbatches=4",
+    ],
     "pp4": ["parallel.pp=4", "parallel.dp=1", "parallel.ep=1", "train.eval_microbatches=8"],
 }
 
@@ -46,6 +54,7 @@ class Run:
     steps: list[StepMetrics]
     progress: Progress
     evaluations: list[EvalMetrics]
+    sampled: list[int]
     biases: dict[int, torch.Tensor]  # by layer
     pp_rank: int
 
@@ -67,8 +76,9 @@ def train_three_steps(rank: int, _world_size: int, config: RunConfig) -> Run:
         progress, metrics = train_step(job, progress, traced=number == 1)
         steps.append(metrics)
     evaluations = [evaluate(job, progress) for _ in range(2)]
+    sampled = continuation(job, [5, 4, 3, 2, 1], 6, temperature=1.0, stop=-1)
     biases = {layer: bias.clone() for layer, bias in job.router_biases()}
-    return Run(steps, progress, evaluations, biases, job.mesh.pp_rank)
+    return Run(steps, progress, evaluations, sampled, biases, job.mesh.pp_rank)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +152,19 @@ def test_evaluation_repeats_on_any_layout(runs: dict[str, list[Run]]) -> None:
         assert once.num_tokens == first.num_tokens
         assert once.loss == pytest.approx(first.loss, rel=1e-6)
         assert once.mtp_loss == pytest.approx(first.mtp_loss, rel=1e-6)
+
+
+def test_losses_and_samples_are_the_same_on_any_layout(runs: dict[str, list[Run]]) -> None:
+    """Whoever holds the experts: samples are drawn from the same logits, but for their last digits."""
+    first = next(iter(runs.values()))[0]
+    for ranks in runs.values():
+        for run in ranks:
+            assert run.sampled == first.sampled
+            for found, expected in zip(run.steps, first.steps, strict=True):
+                assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+                assert found.mtp_loss == pytest.approx(expected.mtp_loss, rel=1e-6)
+                assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    assert len(set(first.sampled)) > 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -245,4 +268,5 @@ def test_what_rank_0_cannot_read_every_rank_says(text: str | None, tmp_path: Pat
 
 def test_the_layouts_are_what_they_are_called(configs: dict[str, RunConfig]) -> None:
     grids = [resolve_layout(config, WORLD) for config in configs.values()]
-    assert grids == [ParallelLayout(2, 2, 2), ParallelLayout(1, 4, 4), ParallelLayout(4, 1, 1)]
+    plain = [ParallelLayout(2, 2, 2), ParallelLayout(1, 4, 4), ParallelLayout(4, 1, 1)]
+    assert grids == [*plain[:2], ParallelLayout(2, 2, 4, mirrored=True), plain[2]]

@@ -12,6 +12,12 @@ from deepseek_train.config.schema import OptimConfig, ParallelConfig
 from tests.paper.runs import run_config
 
 
+def across_mirrors(**changes: Any) -> dict[str, Any]:
+    """Sound but for ``changes``."""
+    sound = {"parallel__pp": 2, "parallel__dp": 2, "parallel__ep": 4}
+    return {"parallel__ep_across_mirrors": True, **sound, **changes}
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "what"),
     [
@@ -43,6 +49,13 @@ from tests.paper.runs import run_config
         ({"parallel__pp": 0}, "parallel.pp", "at least 1"),
         ({"parallel__dp": 6, "parallel__ep": 4}, "parallel.ep", "does not divide data-parallel size 6"),
         ({"parallel__ep": 3}, "parallel.ep", "16 routed experts do not divide evenly over 3"),
+        (across_mirrors(schedule__name="1f1b"), "parallel.ep_across_mirrors", "under schedule 1f1b no two"),
+        (across_mirrors(schedule__name="dualpipe_v"), "parallel.ep_across_mirrors", "schedule dualpipe_v"),
+        (across_mirrors(schedule__name="auto"), "parallel.ep_across_mirrors", "under schedule auto"),
+        (across_mirrors(parallel__pp=3), "parallel.ep_across_mirrors", "of 3 pipeline ranks one has none"),
+        (across_mirrors(parallel__ep=1), "parallel.ep_across_mirrors", "parallel.ep is 1"),
+        (across_mirrors(parallel__dp=3), "parallel.ep", "4 does not divide the 6 ranks of two mirrored"),
+        (across_mirrors(parallel__ep=6), "parallel.ep", "16 routed experts do not divide evenly over 6"),
         ({"schedule__stages_per_rank": 0}, "schedule.stages_per_rank", "at least 1"),
         ({"optim__beta2": 1.0}, "optim.beta2", "not in [0, 1)"),
         ({"optim__beta1": -0.1}, "optim.beta1", "not in [0, 1)"),
@@ -79,6 +92,12 @@ def test_every_rule(changes: dict[str, Any], where: str, what: str) -> None:
     problems = check(run_config(**changes))
     assert [p.where for p in problems if what in p.what] == [where], problems
     assert all(p.mend for p in problems)
+
+
+def test_expert_groups_across_mirrors_may_be_twice_as_large() -> None:
+    assert check(run_config(**across_mirrors())) == []
+    (problem,) = check(run_config(**across_mirrors(parallel__ep_across_mirrors=False)))
+    assert problem.where == "parallel.ep"
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """DualPipe against the eight steps as published, and against what must hold for every size."""
 
 from collections import Counter
+from itertools import groupby
 
 import pytest
 from hypothesis import given, settings
 
 from deepseek_train.schedule.action import Action, Pair
-from deepseek_train.schedule.dataflow import actions_of
+from deepseek_train.schedule.dataflow import Message, actions_of, inputs_of, outputs_of
 from deepseek_train.schedule.dualpipe import dualpipe, mirrored
+from deepseek_train.schedule.forward_only import forward_only
+from deepseek_train.schedule.lower import Instruction, Program, Receive, Send, lower
 from deepseek_train.schedule.text import to_text
+from deepseek_train.schedule.windows import send_windows
 from tests.paper.schedules import dualpipe_sizes
 
 # Written by hand from the table of the eight steps: P=4, M=8, one line for each step number.
@@ -62,6 +66,63 @@ def test_the_second_half_of_the_ranks_mirrors_the_first(sizes: tuple[int, int]) 
             tuple(map(mirror, actions_of(step))) for step in schedule.steps_R[num_ranks - 1 - rank]
         ]
         assert [actions_of(step) for step in schedule.steps_R[rank]] == mirrored_row
+
+
+@settings(max_examples=20, deadline=None)
+@given(dualpipe_sizes(microbatches=40))
+def test_mirrored_ranks_run_the_same_stages_in_the_same_order(sizes: tuple[int, int]) -> None:
+    """So that the exchanges of a layer meet where mirrored ranks share its experts: in training and in evaluation,
+    sends and receives included, all of it for the other direction."""
+    num_ranks, num_microbatches = sizes
+
+    def seen(program: Program, *, mirror: bool) -> list[object]:
+        """Receives posted before one step, in any order; the stages of a step; sends, one by one."""
+        groups = groupby(program, lambda i: type(i) if isinstance(i, Send | Receive) else None)
+        return [
+            {message(i.message, mirror) for i in run if isinstance(i, Receive)}
+            if kind is Receive
+            else [work(i, mirror) for i in run]
+            for kind, run in groups
+        ]
+
+    def work(instruction: Instruction, mirror: bool) -> object:
+        match instruction:
+            case Send(m) | Receive(m):
+                return message(m, mirror)
+            case _:
+                return [(action.kind, action.stage) for action in actions_of(instruction)]
+
+    def message(m: Message, mirror: bool) -> Message:
+        if not mirror:
+            return m
+        microbatch = (m.microbatch + num_microbatches // 2) % num_microbatches
+        return Message(m.kind, m.stage, microbatch, num_ranks - 1 - m.source, num_ranks - 1 - m.target)
+
+    for schedule in (dualpipe(*sizes), forward_only(mirrored(*sizes))):
+        programs = lower(schedule)
+        for program, other in zip(programs, reversed(programs), strict=True):
+            assert seen(program, mirror=False) == seen(other, mirror=True)
+        windows, last = send_windows(schedule), num_ranks - 1
+        assert windows == {(last - s, last - t, kind): n for (s, t, kind), n in windows.items()}
+
+
+@settings(max_examples=20, deadline=None)
+@given(dualpipe_sizes())
+def test_mirrored_ranks_that_wait_for_each_other_reach_their_ends(sizes: tuple[int, int]) -> None:
+    """Sharing experts they do, in every step: it begins on both once both have what it needs, and ends on both."""
+    for schedule in (dualpipe(*sizes), forward_only(mirrored(*sizes))):
+        placement, steps_R, made = schedule.placement, schedule.steps_R, set[Message]()
+        half = len(steps_R) // 2
+        left = [
+            list(zip(row, mirror, strict=True))[::-1]
+            for row, mirror in zip(steps_R[:half], steps_R[: half - 1 : -1], strict=True)
+        ]
+        while any(left):
+            before = sum(map(len, left))
+            for both in left:
+                while both and all(m in made for step in both[-1] for m in inputs_of(placement, step)):
+                    made.update(m for step in both.pop() for m in outputs_of(placement, step))
+            assert sum(map(len, left)) < before, "deadlock"
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8, 16])
