@@ -1,9 +1,10 @@
 """Everything that can be found wrong before a process group starts, all at once."""
 
 import os
+from dataclasses import MISSING, fields, is_dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -125,6 +126,12 @@ def _folder(config: RunConfig) -> list[Problem]:
         groups.get("data", {}).pop(
             "path", None
         )  # data may have moved; that it is the same is checked by its hash
+    for group, kind in get_type_hints(RunConfig).items():
+        if is_dataclass(kind) and isinstance(
+            before.get(group), dict
+        ):  # fields that the older run did not know
+            unset = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+            before[group] = unset | before[group]
     changed = [group for group in _FIXED_ON_RESUME if before.get(group) != now[group]]
     return [
         Problem(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
 from deepseek_train.config.schema import RunConfig
@@ -17,6 +18,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import plan_experts
+from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
 from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 
@@ -232,3 +234,17 @@ def test_what_deep_ep_itself_demands(generation: int, load: Load, said: list[str
     assert len(found) == len(said), found
     for words, text in zip(said, found, strict=True):
         assert words in text
+
+
+def test_a_run_from_before_a_field_existed_goes_on() -> None:
+    """What its configuration does not say is what it then was; what it says otherwise is still refused."""
+    before = yaml.safe_load(config_yaml(tiny()))
+    for field in ("dispatcher", "ep_across_mirrors", "layers"):
+        del before["parallel"][field]
+    folder = Path(before["run_dir"])
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(before))
+    assert told() == []
+    ((where, said),) = told("parallel.dispatcher=flat")
+    assert where == "parallel"
+    assert "dispatcher was auto, is flat" in said
