@@ -130,7 +130,10 @@ class Accelerator(Trace):
     @contextmanager
     def compute(self, name: str, action: Action) -> Iterator[None]:
         with super().compute(name, action):
-            end, worked_before = time.perf_counter() + self._times.get((name, action.kind), 0.0), time.thread_time()
+            end, worked_before = (
+                time.perf_counter() + self._times.get((name, action.kind), 0.0),
+                time.thread_time(),
+            )
             yield
             self.worked += time.thread_time() - worked_before
             done = time.perf_counter()

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from benchmarks.overlap.block import Accelerator, Work, batch_of, make_block_stage
 from benchmarks.overlap.race import Report, Sample, in_pairs, in_sequence, samples
 from benchmarks.overlap.times import W
-from deepseek_train.parallel.expert.group import Among, ExpertGroup, Lane as Groups
+from deepseek_train.parallel.expert.group import Among, ExpertGroup
+from deepseek_train.parallel.expert.group import Lane as Groups
 from deepseek_train.parallel.mesh import make_mesh
 from deepseek_train.parallel.traffic import LinkBytes, Purpose, Traffic
 from deepseek_train.phases.wgrad import WeightGradQueue
@@ -54,8 +55,8 @@ class BlockSample:
 
 @dataclass(frozen=True)
 class Told:
-    """What a rank found, by order: for each round its samples. ``worked``, ``late``: the CPU time of its computations, and the
-    time by which they came late, as shares of the time computed."""
+    """What a rank found, by order: for each round its samples. ``worked``, ``late``: the CPU time of its computations,
+    and the time by which they came late, as shares of the time computed."""
 
     samples: dict[str, list[list[BlockSample]]]
     worked: float
@@ -87,7 +88,9 @@ def race_block(rank: int, world: int, work: Work) -> Told:
                 worked, late = worked + done.worked, late + done.late
                 computed += sum(p.end - p.start for p in done.report.phases if p.lane is Lane.COMPUTE)
         if losses[0] != losses[1]:
-            raise RuntimeError(f"rank {rank}: losses of pairs {losses[0]}, in sequence {losses[1]}: must be equal")
+            raise RuntimeError(
+                f"rank {rank}: losses of pairs {losses[0]}, in sequence {losses[1]}: must be equal"
+            )
     return Told(found, worked / computed, late / computed)
 
 
@@ -156,7 +159,11 @@ def _noting(group: ExpertGroup, legs: list[Leg]) -> ExpertGroup:
 
 
 def _one_pass(
-    executor: Executor, prepared: PreparedSchedule, work: Work, rank: int, times: Mapping[tuple[str, Kind], float]
+    executor: Executor,
+    prepared: PreparedSchedule,
+    work: Work,
+    rank: int,
+    times: Mapping[tuple[str, Kind], float],
 ) -> _Done:
     dist.barrier()
     origin, device = time.perf_counter(), Accelerator(times)

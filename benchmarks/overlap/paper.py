@@ -46,13 +46,18 @@ def predict(layers: int, times: LayerTimes, order: Order | None) -> Predicted:
 
 
 def predict_block(
-    layers: int, times: Mapping[tuple[str, Kind], float], transfers: Mapping[tuple[str, Kind], float], paired: bool
+    layers: int,
+    times: Mapping[tuple[str, Kind], float],
+    transfers: Mapping[tuple[str, Kind], float],
+    paired: bool,
 ) -> Predicted:
     """``MoeBlock`` forward and backward as the executor runs them: as a pair, or in sequence, where weight gradients
     are behind the transfers that they hide. ``transfers``: seconds, by name of the phase that starts them."""
 
     def phase(role: Role, computed: str = "", moved: str = "", weights: Role | None = None) -> OnPaper:
-        return OnPaper(Part(role, bool(moved), weights), _of_name(times, computed), _of_name(transfers, moved))
+        return OnPaper(
+            Part(role, bool(moved), weights), _of_name(times, computed), _of_name(transfers, moved)
+        )
 
     phases = (
         phase(Role.ATTEND, "attend"),

@@ -56,5 +56,13 @@ def layer_times(stretch: float, ratio: float) -> LayerTimes:
 def block_times(stretch: float) -> dict[tuple[str, Kind], float]:
     """Seconds of the computations of one ``MoeBlock``, by name of phase: the profile's, ``stretch`` times as long."""
     times = layer_times(stretch, 1.0)
-    shares = {"attend": (Role.ATTEND, 1.0), "experts": (Role.EXPERTS, 1 - _SHARED), "shared": (Role.EXPERTS, _SHARED)}
-    return {(name, kind): times.of(role, kind) * share for name, (role, share) in shares.items() for kind in (F, I, W)}
+    shares = {
+        "attend": (Role.ATTEND, 1.0),
+        "experts": (Role.EXPERTS, 1 - _SHARED),
+        "shared": (Role.EXPERTS, _SHARED),
+    }
+    return {
+        (name, kind): times.of(role, kind) * share
+        for name, (role, share) in shares.items()
+        for kind in (F, I, W)
+    }
