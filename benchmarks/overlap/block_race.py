@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
-from benchmarks.overlap.block import Accelerator, Work, batch_of, make_block_stage
+from benchmarks.overlap.block import ORDERS, Accelerator, Work, batch_of, make_block_stage
 from benchmarks.overlap.race import Report, Sample, in_pairs, in_sequence, samples
 from benchmarks.overlap.times import W
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
@@ -21,7 +21,7 @@ from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary, LossScales
 from deepseek_train.schedule.action import Kind, Schedule
-from deepseek_train.schedule.overlap import Lane
+from deepseek_train.schedule.overlap import FIGURE_4, Lane, Order
 from deepseek_train.schedule.rows import pairs
 from deepseek_train.schedule.timeline import PhaseSpan, Span, Timeline
 from deepseek_train.spec.layout import ParallelLayout
@@ -65,7 +65,7 @@ class Told:
 
 def bytes_across(rank: int, world: int, work: Work) -> int:
     """Bytes that this rank sends to other nodes in one forward and one backward."""
-    run, group, _ = _prepare(rank, world, in_sequence(1), work)
+    run, group, _ = _prepare(rank, world, work, in_sequence(1))
     run({})
     sent = group.traffic.take()
     return (sent.plan.cross + sent.dispatch.cross + sent.combine.cross) // 2
@@ -73,8 +73,10 @@ def bytes_across(rank: int, world: int, work: Work) -> int:
 
 def race_block(rank: int, world: int, work: Work) -> Told:
     """Collective; a first round does not count."""
-    runs = {"paired": in_pairs(work.pairs), "in sequence": in_sequence(work.pairs)}
-    prepared = {order: _prepare(rank, world, schedule, work) for order, schedule in runs.items()}
+    prepared = {
+        name: _prepare(rank, world, work, in_pairs(work.pairs) if order else in_sequence(work.pairs), order)
+        for name, order in ORDERS.items()
+    }
     found: dict[str, list[list[BlockSample]]] = {order: [] for order in prepared}
     worked = late = computed = 0.0
     for turn in range(work.rounds + 1):
@@ -87,16 +89,14 @@ def race_block(rank: int, world: int, work: Work) -> Told:
                 found[order].append(_block_samples(done.report, legs))
                 worked, late = worked + done.worked, late + done.late
                 computed += sum(p.end - p.start for p in done.report.phases if p.lane is Lane.COMPUTE)
-        if losses[0] != losses[1]:
-            raise RuntimeError(
-                f"rank {rank}: losses of pairs {losses[0]}, in sequence {losses[1]}: must be equal"
-            )
+        if any(these != losses[0] for these in losses):
+            raise RuntimeError(f"rank {rank}: losses of {', '.join(ORDERS)} are {losses}: must be equal")
     return Told(found, worked / computed, late / computed)
 
 
 def one_block_pair(rank: int, world: int, work: Work) -> tuple[list[Span], list[PhaseSpan]]:
     """The last of three pairs, as it was traced on this rank."""
-    run, _, _ = _prepare(rank, world, in_pairs(3), work)
+    run, _, _ = _prepare(rank, world, work, in_pairs(3))
     report = run(work.times).report
     both = pairs(report.spans)[3]
     begin, end = both[0].start, both[0].end
@@ -117,7 +117,9 @@ class _Done:
 Run = Callable[[Mapping[tuple[str, Kind], float]], _Done]
 
 
-def _prepare(rank: int, world: int, schedule: Schedule, work: Work) -> tuple[Run, ExpertGroup, list[Leg]]:
+def _prepare(
+    rank: int, world: int, work: Work, schedule: Schedule, order: Order | None = FIGURE_4
+) -> tuple[Run, ExpertGroup, list[Leg]]:
     """A pass over ``schedule``, which starts on all ranks at once; what it will send; the hops it will start."""
     mesh = make_mesh(
         ParallelLayout(1, world, world),
@@ -131,7 +133,7 @@ def _prepare(rank: int, world: int, schedule: Schedule, work: Work) -> tuple[Run
     group, queue = _noting(mesh.expert_group, legs), WeightGradQueue()
     stages = {0: make_block_stage(work, group, queue)}
     boundary = Boundary((1, work.tokens, work.hidden), torch.float32, torch.device("cpu"))
-    executor = Executor(stages, mesh.links, queue, boundary)
+    executor = Executor(stages, mesh.links, queue, boundary, order or FIGURE_4)
     return partial(_one_pass, executor, PreparedSchedule(schedule, 0), work, rank), mesh.expert_group, legs
 
 

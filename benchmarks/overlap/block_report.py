@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.overlap.block import Work
+from benchmarks.overlap.block import ORDERS, Work
 from benchmarks.overlap.block_race import BlockSample, Told
 from benchmarks.overlap.paper import predict_block
 from benchmarks.overlap.times import TRACE_EXPOSED, TRACE_RATIO
@@ -66,7 +66,7 @@ def _result(
 
     exposed = [s.pair.exposed_transfers / s.pair.wall for s in samples]
     second = sum(s.second_hops for s in samples)
-    paper = predict_block(work.layers, work.times, work.transfers(ratio), order == "paired")
+    paper = predict_block(work.layers, work.times, work.transfers(ratio), ORDERS[order])
     return BlockResult(
         order=order,
         ratio=ratio,
@@ -138,8 +138,9 @@ def block_report(facts: Mapping[str, object], results: Sequence[BlockResult], wo
 Made by `python -m benchmarks.comm_overlap --only block` (needs root, for network namespaces): `MoeBlock` layers of the
 real model (router, announced plan, two hops there and back, experts, shared expert) on {work.nodes} nodes of
 {work.ranks_per_node} ranks, run by the real executor as overlapped pairs and as the same chunks in sequence, in turns.
-Losses of both are compared, and are equal to the last bit. Every node is a network namespace; a token bucket holds its
-link to the rate. Tokens travel in FP8, results in BF16, gradients the other way round.
+Losses of all are compared, and are equal to the last bit. Every node is a network namespace; a token bucket holds its
+link to the rate. *As printed*: the paper's figure 4 to the letter, in which what routers have decided travels beside
+nothing. Tokens travel in FP8, results in BF16, gradients the other way round.
 
 **What is not real: the length of computations.** CPU cores shared by {work.ranks} ranks are no {work.ranks}
 accelerators. So every computation, forward, input gradients, weight gradients, and the shared expert's beside the

@@ -49,10 +49,10 @@ def predict_block(
     layers: int,
     times: Mapping[tuple[str, Kind], float],
     transfers: Mapping[tuple[str, Kind], float],
-    paired: bool,
+    order: Order | None,
 ) -> Predicted:
-    """``MoeBlock`` forward and backward as the executor runs them: as a pair, or in sequence, where weight gradients
-    are behind the transfers that they hide. ``transfers``: seconds, by name of the phase that starts them."""
+    """``MoeBlock`` forward and backward as the executor runs them: as a pair, or (None) in sequence, where gradients of
+    weights are behind the transfers that they hide. ``transfers``: seconds, by name of the phase that starts them."""
 
     def phase(role: Role, computed: str = "", moved: str = "", weights: Role | None = None) -> OnPaper:
         return OnPaper(
@@ -68,8 +68,8 @@ def predict_block(
         phase(Role.COMBINE, moved="combine"),
         phase(Role.COMBINE),
     ) * layers
-    if paired:
-        return follow(phases, _pieces(phases, phases, FIGURE_4))
+    if order is not None:
+        return follow(phases, _pieces(phases, phases, order))
     forward = [Piece(F, index) for index in range(len(phases))]
     return follow(phases, [*forward, *_pieces((), phases, FIGURE_4)])
 
