@@ -178,12 +178,13 @@ def _one_pass(
 def _block_samples(report: Report, legs: list[Leg]) -> list[BlockSample]:
     inner = report.spans[1:-1]
     return [
-        _block_sample(report, legs, pair, forward.start, backward.end)
+        block_sample(report, legs, pair, forward.start, backward.end)
         for pair, forward, backward in zip(samples(report), inner[::2], inner[1::2], strict=True)
     ]
 
 
-def _block_sample(report: Report, legs: list[Leg], pair: Sample, begin: float, end: float) -> BlockSample:
+def block_sample(report: Report, legs: list[Leg], pair: Sample, begin: float, end: float) -> BlockSample:
+    """Between ``begin`` and ``end`` (as the report's phases)."""
     computed = [p for p in report.phases if p.lane is Lane.COMPUTE]
     moved = [p for p in report.phases if p.lane is Lane.COMMUNICATION]
     announced = [p for p in moved if p.name == "announce"]
