@@ -46,6 +46,9 @@ class BlockSample:
     transfers: float  # something was under way
     announce: float  # of it, what the routers decided
     announce_exposed: float
+    announced: tuple[
+        tuple[float, float], ...
+    ]  # (start, end) of each, of ``time.perf_counter``: all ranks' clock
     hidden_by_shared: float
     hidden_by_weights: float
     second_hops: int
@@ -203,6 +206,9 @@ def block_sample(report: Report, legs: list[Leg], pair: Sample, begin: float, en
         transfers=under_way,
         announce=alone(announced, ()),
         announce_exposed=alone(announced, computed),
+        announced=tuple(
+            (report.origin + p.start, report.origin + p.end) for p in announced if begin <= p.start < end
+        ),
         hidden_by_shared=under_way - alone(moved, shared),
         hidden_by_weights=under_way - alone(moved, weights),
         second_hops=len(second),

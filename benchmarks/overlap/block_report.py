@@ -33,6 +33,8 @@ class BlockResult:
     not_computing_on_paper: float
     announce_ms: float
     announce_exposed_ms: float
+    one_announce_ms: float
+    one_announce_from_last_start_ms: float  # what it takes once the last rank has started it
     hidden_by_shared_ms: float
     hidden_by_weights_ms: float
     second_hops: int
@@ -64,6 +66,12 @@ def _result(
     def middle(seconds: Callable[[BlockSample], float]) -> float:
         return 1e3 * statistics.median(map(seconds, samples))
 
+    announced = [
+        at_once
+        for turns in zip(*(one.samples[order] for one in told), strict=True)
+        for ranks in zip(*turns, strict=True)
+        for at_once in zip(*(sample.announced for sample in ranks), strict=True)
+    ]
     exposed = [s.pair.exposed_transfers / s.pair.wall for s in samples]
     second = sum(s.second_hops for s in samples)
     paper = predict_block(work.layers, work.times, work.transfers(ratio), ORDERS[order])
@@ -86,6 +94,9 @@ def _result(
         not_computing_on_paper=paper.exposed,
         announce_ms=middle(lambda s: s.announce),
         announce_exposed_ms=middle(lambda s: s.announce_exposed),
+        one_announce_ms=1e3 * statistics.median(end - start for one in announced for start, end in one),
+        one_announce_from_last_start_ms=1e3
+        * statistics.median(end - max(start for start, _ in one) for one in announced for _, end in one),
         hidden_by_shared_ms=middle(lambda s: s.hidden_by_shared),
         hidden_by_weights_ms=middle(lambda s: s.hidden_by_weights),
         second_hops=second,
@@ -121,11 +132,12 @@ def times_table(results: Sequence[BlockResult]) -> str:
 
 def insides_table(results: Sequence[BlockResult]) -> str:
     return _table(
-        "announcements, ms | of it exposed | hidden by shared expert, ms | by weight gradients, ms | second hops "
+        "announcements, ms | of it exposed | one of them | once all have started | hidden by shared expert, ms | by weight gradients, ms | second hops "
         "| started by the network | while computing",
         results,
         lambda r: (
-            f"{r.announce_ms:.1f} | {r.announce_exposed_ms:.1f} | {r.hidden_by_shared_ms:.1f} "
+            f"{r.announce_ms:.1f} | {r.announce_exposed_ms:.1f} | {r.one_announce_ms:.1f} "
+            f"| {r.one_announce_from_last_start_ms:.1f} | {r.hidden_by_shared_ms:.1f} "
             f"| {r.hidden_by_weights_ms:.1f} | {r.second_hops} | {r.by_network:.1%} | {r.while_computing:.1%}"
         ),
     )
@@ -160,7 +172,8 @@ time.
 
 ## Inside
 
-*Hidden by*: the time in which a transfer was under way beside that computation. A *second hop* (inside the node on the
+*Once all have started*: ranks of a node share its link, so one has its rows before the other and announces earlier; what
+is left after the last start is the announcement itself. *Hidden by*: the time in which a transfer was under way beside that computation. A *second hop* (inside the node on the
 way to experts, between nodes on the way home) is started by whoever ends the first: *by the network*, a thread of gloo
 did; *while computing*, this rank's own thread was in a computation at that moment.
 

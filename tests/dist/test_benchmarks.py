@@ -171,6 +171,7 @@ def test_what_hides_what() -> None:
     pair = Sample(10.0, 3.0, 4.0)
     found = block_sample(Report(100.0, [], phases), legs, pair, 0.0, 10.0)
     assert (found.transfers, found.announce, found.announce_exposed) == (7.0, 2.0, 1.0)
+    assert found.announced == ((101.0, 103.0),)
     assert (found.hidden_by_shared, found.hidden_by_weights) == (0.5, 2.5)
     assert (found.second_hops, found.by_network, found.while_computing) == (2, 1, 1)
 
