@@ -132,8 +132,8 @@ def times_table(results: Sequence[BlockResult]) -> str:
 
 def insides_table(results: Sequence[BlockResult]) -> str:
     return _table(
-        "announcements, ms | of it exposed | one of them | once all have started | hidden by shared expert, ms | by weight gradients, ms | second hops "
-        "| started by the network | while computing",
+        "announcements, ms | of it exposed | one of them | once all have started | hidden by shared expert, ms "
+        "| by weight gradients, ms | second hops | started by the network | while computing",
         results,
         lambda r: (
             f"{r.announce_ms:.1f} | {r.announce_exposed_ms:.1f} | {r.one_announce_ms:.1f} "
@@ -172,10 +172,11 @@ time.
 
 ## Inside
 
-*Once all have started*: ranks of a node share its link, so one has its rows before the other and announces earlier; what
-is left after the last start is the announcement itself. *Hidden by*: the time in which a transfer was under way beside that computation. A *second hop* (inside the node on the
-way to experts, between nodes on the way home) is started by whoever ends the first: *by the network*, a thread of gloo
-did; *while computing*, this rank's own thread was in a computation at that moment.
+*Once all have started*: the ranks of a node share its link, so one has its rows before the other and announces earlier;
+what is left after the last rank's start is the announcement itself. *Hidden by*: the time in which a transfer was under
+way beside that computation. A *second hop* (inside the node on the way to experts, between nodes on the way home) is
+started by whoever ends the first: *by the network*, a thread of gloo did; *while computing*, this rank's own thread was
+in a computation at that moment.
 
 {insides_table(results)}
 
