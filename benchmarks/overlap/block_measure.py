@@ -6,10 +6,11 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.cluster import Cluster, available, run_on_cluster
+from benchmarks.cluster import available, run_on_cluster
 from benchmarks.overlap.block import Work
 from benchmarks.overlap.block_race import bytes_across, one_block_pair, race_block
 from benchmarks.overlap.block_report import BlockResult, block_report, block_results, times_table
+from benchmarks.overlap.links import OwnLinks, on_own_link
 from benchmarks.overlap.times import TRACE_RATIO
 from deepseek_train.monitor.machine import machine_facts
 from deepseek_train.monitor.pictures.lanes import draw_lanes
@@ -52,9 +53,9 @@ def measure_block(args: argparse.Namespace) -> None:
         rounds=args.block_rounds,
     )
     machine, load_before = machine_facts(), os.getloadavg()[0]
-    node_bytes = bytes_of_a_node(work)
-    results = [result for ratio in args.block_ratios for result in measure_ratio(work, ratio, node_bytes)]
-    draw_block_pair(work, rate_of(work, TRACE_RATIO, node_bytes), args.output / f"{NAME}.png")
+    rank_bytes = bytes_of_a_rank(work)
+    results = [result for ratio in args.block_ratios for result in measure_ratio(work, ratio, rank_bytes)]
+    draw_block_pair(work, rate_of(work, TRACE_RATIO, rank_bytes), args.output / f"{NAME}.png")
     facts = {
         "cpu": f"{machine.cpu}, {machine.cores} cores",
         **dict(machine.versions),
@@ -65,7 +66,7 @@ def measure_block(args: argparse.Namespace) -> None:
         "CPU time in it, at most": f"{max(r.worked for r in results):.1%}",
         "computations later than set, at most": f"{max(r.late for r in results):.1%}",
         "tokens of a micro-batch, width": f"{work.tokens}, {work.hidden}",
-        "bytes a node sends in F + B": f"{node_bytes / 1e6:.2f} MB",
+        "bytes a rank sends to other nodes in F + B": f"{rank_bytes / 1e6:.2f} MB",
         "rates of a link": ", ".join(f"{rate:.0f}" for rate in dict.fromkeys(r.rate_mbit for r in results))
         + " Mbit/s",
         "rounds x pairs x ranks": f"{work.rounds} x {work.pairs} x {work.ranks}",
@@ -76,29 +77,29 @@ def measure_block(args: argparse.Namespace) -> None:
     print(times_table(results))
 
 
-def bytes_of_a_node(work: Work) -> float:
-    """That leave it in one forward and backward, mean of the nodes; counted without nodes."""
+def bytes_of_a_rank(work: Work) -> float:
+    """That it sends to other nodes in one forward and backward, mean of the ranks; counted without nodes."""
     sent: list[int] = run_ranks(bytes_across, work.ranks, work, timeout=_PATIENCE)
-    return sum(sent) / work.nodes
+    return sum(sent) / work.ranks
 
 
-def rate_of(work: Work, ratio: float, node_bytes: float) -> float:
-    """Mbit/s at which ``node_bytes`` take ``ratio`` of the time that is computed."""
-    return 8e-6 * node_bytes / (ratio * work.compute)
+def rate_of(work: Work, ratio: float, rank_bytes: float) -> float:
+    """Mbit/s at which ``rank_bytes`` take ``ratio`` of the time that is computed."""
+    return 8e-6 * rank_bytes / (ratio * work.compute)
 
 
-def measure_ratio(work: Work, ratio: float, node_bytes: float) -> list[BlockResult]:
+def measure_ratio(work: Work, ratio: float, rank_bytes: float) -> list[BlockResult]:
     """Raises ClusterUnavailable."""
-    rate = rate_of(work, ratio, node_bytes)
-    with Cluster(work.nodes, rate_mbit=rate) as cluster:
-        told = run_on_cluster(race_block, work.ranks, cluster, work, timeout=_PATIENCE)
+    rate = rate_of(work, ratio, rank_bytes)
+    with OwnLinks(work.nodes, rate_mbit=rate, links=work.ranks_per_node) as cluster:
+        told = run_on_cluster(on_own_link, work.ranks, cluster, work, race_block, timeout=_PATIENCE)
     return block_results(told, work, ratio, rate)
 
 
 def draw_block_pair(work: Work, rate: float, path: Path) -> None:
     """One traced pair on every rank. Raises ClusterUnavailable."""
-    with Cluster(work.nodes, rate_mbit=rate) as cluster:
-        ranks = run_on_cluster(one_block_pair, work.ranks, cluster, work, timeout=_PATIENCE)
+    with OwnLinks(work.nodes, rate_mbit=rate, links=work.ranks_per_node) as cluster:
+        ranks = run_on_cluster(on_own_link, work.ranks, cluster, work, one_block_pair, timeout=_PATIENCE)
     timeline = Timeline(
         work.ranks,
         tuple(span for spans, _ in ranks for span in spans),

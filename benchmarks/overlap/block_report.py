@@ -150,9 +150,9 @@ def block_report(facts: Mapping[str, object], results: Sequence[BlockResult], wo
 Made by `python -m benchmarks.comm_overlap --only block` (needs root, for network namespaces): `MoeBlock` layers of the
 real model (router, announced plan, two hops there and back, experts, shared expert) on {work.nodes} nodes of
 {work.ranks_per_node} ranks, run by the real executor as overlapped pairs and as the same chunks in sequence, in turns.
-Losses of all are compared, and are equal to the last bit. Every node is a network namespace; a token bucket holds its
-link to the rate. *As printed*: the paper's figure 4 to the letter, in which what routers have decided travels beside
-nothing. Tokens travel in FP8, results in BF16, gradients the other way round.
+Losses of all are compared, and are equal to the last bit. Every node is a network namespace; every rank has a link of
+its own between nodes, which a token bucket holds to the rate. *As printed*: the paper's figure 4 to the letter, in which
+what routers have decided travels beside nothing. Tokens travel in FP8, results in BF16, gradients the other way round.
 
 **What is not real: the length of computations.** CPU cores shared by {work.ranks} ranks are no {work.ranks}
 accelerators. So every computation, forward, input gradients, weight gradients, and the shared expert's beside the
@@ -172,8 +172,8 @@ time.
 
 ## Inside
 
-*Once all have started*: the ranks of a node share its link, so one has its rows before the other and announces earlier;
-what is left after the last rank's start is the announcement itself. *Hidden by*: the time in which a transfer was under
+*Once all have started*: what is left of an announcement after the last rank's start; before, it waits for that rank.
+*Hidden by*: the time in which a transfer was under
 way beside that computation. A *second hop* (inside the node on the way to experts, between nodes on the way home) is
 started by whoever ends the first: *by the network*, a thread of gloo did; *while computing*, this rank's own thread was
 in a computation at that moment.
