@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.cluster import available, run_on_cluster
+from benchmarks.cluster.nodes import FRAME
 from benchmarks.overlap.block import Work
 from benchmarks.overlap.block_race import bytes_across, one_block_pair, race_block
 from benchmarks.overlap.block_report import BlockResult, block_report, block_results, times_table
@@ -88,17 +89,22 @@ def rate_of(work: Work, ratio: float, rank_bytes: float) -> float:
     return 8e-6 * rank_bytes / (ratio * work.compute)
 
 
+def burst_of(rate: float) -> float:
+    """Milliseconds of the least burst of a link, three frames: what more an idle link sends at once is no rate."""
+    return 3 * 8e-3 * FRAME / rate
+
+
 def measure_ratio(work: Work, ratio: float, rank_bytes: float) -> list[BlockResult]:
     """Raises ClusterUnavailable."""
     rate = rate_of(work, ratio, rank_bytes)
-    with OwnLinks(work.nodes, rate_mbit=rate, links=work.ranks_per_node) as cluster:
+    with OwnLinks(work.nodes, rate_mbit=rate, burst_ms=burst_of(rate), links=work.ranks_per_node) as cluster:
         told = run_on_cluster(on_own_link, work.ranks, cluster, work, race_block, timeout=_PATIENCE)
     return block_results(told, work, ratio, rate)
 
 
 def draw_block_pair(work: Work, rate: float, path: Path) -> None:
     """One traced pair on every rank. Raises ClusterUnavailable."""
-    with OwnLinks(work.nodes, rate_mbit=rate, links=work.ranks_per_node) as cluster:
+    with OwnLinks(work.nodes, rate_mbit=rate, burst_ms=burst_of(rate), links=work.ranks_per_node) as cluster:
         ranks = run_on_cluster(on_own_link, work.ranks, cluster, work, one_block_pair, timeout=_PATIENCE)
     timeline = Timeline(
         work.ranks,

@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.cluster.nodes import FRAME, Cluster, _batch, _run
 from benchmarks.overlap.block import Work
 
+_WINDOW = 1000  # frames
+
 
 @dataclass(frozen=True)
 class OwnLinks(Cluster):
@@ -26,18 +28,20 @@ class OwnLinks(Cluster):
             name = self._node(node)
             # One bridge carries all subnets: an interface must answer for its own address only.
             _run("ip", "netns", "exec", name, "tee", "/proc/sys/net/ipv4/conf/all/arp_ignore", given="1")
-            for link in range(1, self.links):
+            for link in range(self.links):
                 device, port, address = f"eth{link}", f"p{node}-{link}", f"10.99.{link}.{node + 1}"
+                # A window for a whole transfer from the start: acknowledgements stand in a queue behind rows.
+                route = f"10.99.{link}.0/24 dev {device} proto kernel scope link src {address}"
+                set_route = f"route change {route} rto_min 1s initcwnd {_WINDOW}"
+                if link == 0:
+                    _batch("ip", name, [set_route])
+                    continue
                 end, other = ("netns", name, "mtu", str(FRAME)), ("netns", self._switch, "mtu", str(FRAME))
                 _run("ip", "link", "add", device, *end, "type", "veth", "peer", "name", port, *other)
                 _run("ip", "-n", self._switch, "link", "set", port, "master", "bridge", "up")
-                route = f"10.99.{link}.0/24 dev {device} proto kernel scope link src {address}"
-                lines = [
-                    f"addr add {address}/24 dev {device}",
-                    f"link set {device} up",
-                    f"route change {route} rto_min 1s",
-                ]
-                _batch("ip", name, lines)
+                _batch(
+                    "ip", name, [f"addr add {address}/24 dev {device}", f"link set {device} up", set_route]
+                )
                 self._shape(name, device)
                 self._shape(self._switch, port)
 
