@@ -5,7 +5,10 @@ combine are real all-to-alls over gloo that last at least as long as their bytes
 executor runs both orders in turns. Also: when messages between stages leave from inside a pair, and one pair's two
 lanes as a picture and a Perfetto trace.
 
+Then the layers of the real model, two hops and all, over network namespaces with shaped links; that needs root.
+
     python -m benchmarks.comm_overlap --rounds 6
+    python -m benchmarks.comm_overlap --only block
 """
 
 import argparse
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.overlap.block_measure import add_block_arguments, measure_block
 from benchmarks.overlap.paper import predict
 from benchmarks.overlap.picture import draw_sweep
 from benchmarks.overlap.race import EarlySend, Sample, early_sends, one_pair, race
@@ -177,6 +181,8 @@ DualPipe on two stages, experts on two ranks each:
 Also as `comm_overlap_pair.perfetto.json`, for ui.perfetto.dev.
 
 ![pair](comm_overlap_pair.png)
+
+The layers of the real model, in two hops over nodes with shaped links: [comm_overlap_block.md](comm_overlap_block.md).
 """
 
 
@@ -184,6 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--only", choices=("layers", "block"), help="sleeping layers, or the real block")
     parser.add_argument("--ranks", type=int, choices=(2, 4), default=2)
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.8, TRACE_RATIO, 1.0, 1.2])
     parser.add_argument("--layers", type=int, default=4, help="in each chunk; the trace has 4")
@@ -191,8 +198,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="in each round")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for comm_overlap.*")
+    add_block_arguments(parser)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
+    if args.only != "block":
+        measure_layers(args)
+    if args.only != "layers":
+        measure_block(args)
+
+
+def measure_layers(args: argparse.Namespace) -> None:
+    """Writes comm_overlap.* and prints its table."""
     machine = machine_facts()
     load_before = os.getloadavg()[0]
     results = [result for ratio in args.ratios for result in measure(ratio, args)]

@@ -91,8 +91,8 @@ def race(
     )
     found: dict[str, list[list[Sample]]] = {"paired": [], "in sequence": []}
     for _ in range(rounds):
-        found["paired"].append(_samples(run_paired()))
-        found["in sequence"].append(_samples(run_in_sequence()))
+        found["paired"].append(samples(run_paired()))
+        found["in sequence"].append(samples(run_in_sequence()))
     return found
 
 
@@ -174,7 +174,7 @@ def _one_pass(executor: Executor, prepared: PreparedSchedule, loss: float) -> Re
     return Report(origin, trace.spans, trace.phases)
 
 
-def _samples(report: Report) -> list[Sample]:
+def samples(report: Report) -> list[Sample]:
     """Of each forward with the backward that is beside it or follows it; the first forward and last backward stand
     alone and do not count."""
     inner = report.spans[1:-1]

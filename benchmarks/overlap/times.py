@@ -27,6 +27,7 @@ _KERNELS_MS = {
     (Role.COMBINE, I): 3.4,
     (Role.DISPATCH, I): 6.2,
 }
+_SHARED = 1 / 9  # of the experts' time: V3's shared expert is one of the nine a token goes through
 TRACE_RATIO = 0.92  # communication to compute
 TRACE_EXPOSED = 0.033  # share of DeepSeek's pair
 
@@ -50,3 +51,18 @@ def layer_times(stretch: float, ratio: float) -> LayerTimes:
     to_ratio = ratio * sum(_COMPUTE_MS.values()) / sum(_KERNELS_MS.values())
     compute = {key: ms * stretch / 1e3 for key, ms in _COMPUTE_MS.items()}
     return LayerTimes(compute | {key: ms * to_ratio * stretch / 1e3 for key, ms in _KERNELS_MS.items()})
+
+
+def block_times(stretch: float) -> dict[tuple[str, Kind], float]:
+    """Seconds of the computations of one ``MoeBlock``, by name of phase: the profile's, ``stretch`` times as long."""
+    times = layer_times(stretch, 1.0)
+    shares = {
+        "attend": (Role.ATTEND, 1.0),
+        "experts": (Role.EXPERTS, 1 - _SHARED),
+        "shared": (Role.EXPERTS, _SHARED),
+    }
+    return {
+        (name, kind): times.of(role, kind) * share
+        for name, (role, share) in shares.items()
+        for kind in (F, I, W)
+    }
