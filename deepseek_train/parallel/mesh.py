@@ -74,7 +74,7 @@ def make_mesh(
         return made
 
     def replicas(ranks: tuple[int, ...], existing: dict[int, ReplicaGroup]) -> ReplicaGroup:
-        """Hands out the group that exists. Creates one even so, to keep counts equal between the ranks of a pipeline."""
+        """Hands out the group that exists, and creates one even so: ranks of a pipeline keep their counts equal."""
         same = next((replica for replica in existing.values() if replica.ranks == ranks), None)
         if same is not None and layout.pp == 1:
             return same
