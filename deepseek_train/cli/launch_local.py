@@ -25,7 +25,6 @@ from deepseek_train.cli.local_rank import RankError, read_errors, run_rank
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.1  # how late the launcher may notice a signal
-FROZEN_HEAP = "deepseek_train.cli.frozen_heap"  # imported after everything else
 
 
 def launch(
@@ -89,7 +88,7 @@ def _start_server(preload: Sequence[str], threads_per_rank: int) -> None:
     multiprocessing.resource_tracker.ensure_running()  # its start unblocks signals, so it goes first
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server inherits this for good
     os.environ.update(settings)
-    multiprocessing.set_forkserver_preload([run_rank.__module__, *preload, FROZEN_HEAP])
+    multiprocessing.set_forkserver_preload([run_rank.__module__, *preload])
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
