@@ -27,13 +27,15 @@ from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue, allocate_main_grads
 from deepseek_train.pipeline.trace import Trace
 from deepseek_train.schedule.action import Action, Kind
-from deepseek_train.schedule.overlap import FIGURE_4, Order
+from deepseek_train.schedule.overlap import FIGURE_4, ROUTERS_FIRST, Order
 from deepseek_train.spec.stages import StageSpec
 
 FORMATS = WireFormats(WireFormat.FP8, WireFormat.BF16)  # as V3
-# As printed in figure 4, weight gradients of the attention first: the routers' decisions then travel beside nothing.
-AS_PRINTED: Order = (*FIGURE_4[:-2], FIGURE_4[-1], FIGURE_4[-2])
-ORDERS: dict[str, Order | None] = {"paired": FIGURE_4, "paired, as printed": AS_PRINTED, "in sequence": None}
+ORDERS: dict[str, Order | None] = {
+    "paired": FIGURE_4,
+    "paired, routers first": ROUTERS_FIRST,
+    "in sequence": None,
+}
 _VOCABULARY = 64
 _TOP_K = 4
 

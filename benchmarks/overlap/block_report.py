@@ -151,9 +151,9 @@ Made by `python -m benchmarks.comm_overlap --only block` (needs root, for networ
 real model (router, announced plan, two hops there and back, experts, shared expert) on {work.nodes} nodes of
 {work.ranks_per_node} ranks, run by the real executor as overlapped pairs and as the same chunks in sequence, in turns.
 Losses of all are compared, and are equal to the last bit. Every node is a network namespace; every rank has a link of
-its own between nodes, which a token bucket holds to the rate. *As printed*: the paper's figure 4 to the letter, in
-which what routers have decided travels beside nothing. Tokens travel in FP8, results in BF16, gradients the other way
-round.
+its own between nodes, which a token bucket holds to the rate. *Paired*: the paper's figure 4, in which what routers
+have decided travels beside nothing; *routers first*: under the attention's weight gradients. Tokens travel in FP8,
+results in BF16, gradients the other way round.
 
 **What is not real: the length of computations.** CPU cores shared by {work.ranks} ranks are no {work.ranks}
 accelerators. So every computation, forward, input gradients, weight gradients, and the shared expert's beside the

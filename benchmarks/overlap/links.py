@@ -1,7 +1,7 @@
 """Nodes with a link for every rank, as DeepSeek's have a network card for every GPU.
 
-Where the ranks of a node share one link, the rows of whoever starts first leave first: it is done half a transfer
-before the others, and waits for them at the next announcement.
+Where the ranks of a node share one link, the rows of whoever starts first may leave first, and it then waits for the
+others.
 """
 
 import os

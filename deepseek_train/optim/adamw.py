@@ -76,8 +76,8 @@ def _narrow(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[
     state["step"] += 1
     (beta1, beta2), lr, step = group["betas"], group["lr"], int(state["step"])
     weight.mul_(1.0 - lr * group["weight_decay"])
-    m = state["exp_avg"].to(weight.dtype).lerp_(grad, 1.0 - beta1)
-    v = state["exp_avg_sq"].to(weight.dtype).mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+    m = state["exp_avg"].to(weight.dtype, copy=True).lerp_(grad, 1.0 - beta1)
+    v = state["exp_avg_sq"].to(weight.dtype, copy=True).mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
     state["exp_avg"].copy_(m)
     state["exp_avg_sq"].copy_(v)
     denominator = v.sqrt_().div_((1.0 - beta2**step) ** 0.5).add_(group["eps"])

@@ -76,7 +76,7 @@ def make_mesh(
         return made
 
     def replicas(ranks: tuple[int, ...], existing: dict[int, ReplicaGroup]) -> ReplicaGroup:
-        """Hands out the group that exists. Creates one even so: counts have to be equal between a pipeline's ranks."""
+        """Hands out the group that exists, and creates one even so: ranks of a pipeline keep their counts equal."""
         same = next((replica for replica in existing.values() if replica.ranks == ranks), None)
         if same is not None and layout.pp == 1:
             return same

@@ -49,10 +49,9 @@ Order = tuple[Issue, ...]
 
 # What runs beside what, in the order of time: a communication is started as soon as its input is there, and the
 # computations issued after it hide it. Figure 4 reads: dispatch(F) under experts(I), dispatch(I) under experts(W) and
-# experts(F), combine(F) under attend(I), combine(I) under attend(F) and attend(W). It fits transfers that wait for all
+# experts(F), combine(F) under attend(I), combine(I) under attend(W) and attend(F). It fits transfers that wait for all
 # that was issued before them: those of a host that computes itself, and NCCL's, which wait for the current stream.
-# The last two entries stand the other way round in the figure: as here, what the router has decided in attend(F) is
-# exchanged under attend(W), before the next layer's dispatch(F) needs it (decision 8).
+# What the router has decided at the end of attend(F) is exchanged beside nothing (ROUTERS_FIRST: under attend(W)).
 FIGURE_4: Order = (
     Issue(Role.DISPATCH, F),
     Issue(Role.EXPERTS, I),
@@ -62,9 +61,13 @@ FIGURE_4: Order = (
     Issue(Role.COMBINE, F),
     Issue(Role.ATTEND, I),
     Issue(Role.COMBINE, I),
-    Issue(Role.ATTEND, F),
     Issue(Role.ATTEND, W),
+    Issue(Role.ATTEND, F),
 )
+
+# The last two entries the other way round. Where communication nearly fills the pair combine(F) outlasts attend(I), and
+# exposing that costs more than exposing a short exchange of decisions (decision 8).
+ROUTERS_FIRST: Order = (*FIGURE_4[:-2], FIGURE_4[-1], FIGURE_4[-2])
 
 # How the host feeds a device's streams in DeepSeek's published trace: the same pairing, but the device always has a
 # computation queued before the host stops to wait for the row counts of a dispatch. For transfers that wait for their

@@ -233,7 +233,9 @@ def sum_gradients(grid: OnGrid) -> dict[str, Tensor]:
     for members in shared.values():
         total = torch.cat([weight.main_grad.flatten() for weight, _ in members])
         dist.all_reduce(total, group=members[0][1].group)
-        for (weight, _), summed in zip(members, total.split([w.numel() for w, _ in members]), strict=True):
+        for (weight, _), summed in zip(
+            members, torch.split(total, [w.numel() for w, _ in members]), strict=True
+        ):
             weight.main_grad.copy_(summed.view_as(weight))
     return {name: weight.main_grad for name, (_, weight, _) in grid.weights().items()}
 

@@ -8,6 +8,7 @@ from deepseek_train.schedule.action import Kind
 from deepseek_train.schedule.overlap import (
     FIGURE_4,
     PROFILE,
+    ROUTERS_FIRST,
     Issue,
     Lane,
     Order,
@@ -81,7 +82,7 @@ def test_one_layer_is_figure_4() -> None:
         "add(I)",
         "combine(I)",  # the first: under attend(F)
         "attend(F)",
-        "announce(F)",  # in between come the weight gradients of the layer before
+        "announce(F)",
         "plan(F)",
         "dispatch(F)",  # under experts(I), and the shared expert
         "experts(I)",
@@ -93,8 +94,8 @@ def test_one_layer_is_figure_4() -> None:
         "plan(I)",
         "announce(I)",  # nothing
         "attend(I)",
-        "add(F)",
         "attend(W)",
+        "add(F)",
     ]
 
 
@@ -152,15 +153,15 @@ def computes(part: Part) -> bool:
 @pytest.mark.parametrize("edge", [(), EMBED], ids=["a middle stage", "the first stage"])
 def test_no_transfer_is_waited_for_at_once(layers: int, edge: Row) -> None:
     """Of two equal chunks every transfer has a computation of the other half or a weight gradient to hide under; but
-    for what the first router of the pair has decided, before any weight gradient is ready."""
+    for what routers have decided, which ``ROUTERS_FIRST`` hides too, after the first of a pair."""
     row = edge + MOE * layers
-    found = waits(row, row, interleave(row, row, FIGURE_4))
-    first = next(
-        transfer for transfer, _ in found if NAMES[(transfer.index - len(edge)) % len(MOE)] == "announce"
-    )
-    assert len(found) == 5 * layers
-    for transfer, hiding in found:
-        assert transfer == first or [p for p in hiding if p.kind is not transfer.kind], transfer
+    for order in (FIGURE_4, ROUTERS_FIRST):
+        found = waits(row, row, interleave(row, row, order))
+        announced = [t for t, _ in found if NAMES[(t.index - len(edge)) % len(MOE)] == "announce"]
+        assert len(found) == 5 * layers
+        bare = announced if order == FIGURE_4 else announced[:1]
+        for transfer, hiding in found:
+            assert transfer in bare or [p for p in hiding if p.kind is not transfer.kind], transfer
 
 
 @pytest.mark.parametrize("layers", [2, 4])
@@ -171,8 +172,7 @@ def test_inside_the_pair_figure_4_hides_what_it_says(layers: int) -> None:
     for transfer, hiding in waits(row, row, interleave(row, row, FIGURE_4)):
         name = f"{NAMES[transfer.index % len(MOE)]}({transfer.kind.value})"
         under = {f"{NAMES[p.index % len(MOE)]}({p.kind.value})" for p in hiding}
-        ends = {"combine(I)": layers - 1, "announce(F)": 0}
-        first = name in ends and transfer.index // len(MOE) == ends[name]
+        first = name == "combine(I)" and transfer.index // len(MOE) == layers - 1
         assert (
             under
             >= {
@@ -180,7 +180,7 @@ def test_inside_the_pair_figure_4_hides_what_it_says(layers: int) -> None:
                 "dispatch(I)": {"experts(W)", "experts(F)"},
                 "combine(F)": {"attend(I)"},
                 "combine(I)": {"attend(F)"} if first else {"attend(F)", "attend(W)"},
-                "announce(F)": set() if first else {"attend(W)"},
+                "announce(F)": set(),
             }[name]
         )
         units += 1
@@ -206,7 +206,7 @@ def test_a_head_or_a_dense_layer_leaves_no_transfer_bare_while_both_halves_have_
             if p.kind is other and computes(rows_[other][p.index])
         ]
         if rows_[transfer.kind][transfer.index].role is Role.ATTEND:
-            continue  # decisions: under attend(W), where there is one
+            continue  # decisions
         assert [p for p in hiding if p.kind is not transfer.kind] or not left, (transfer, left[:1])
 
 
@@ -224,5 +224,5 @@ def test_an_order_that_leaves_out_a_role_is_refused() -> None:
 
 
 def test_orders_repeat_nothing() -> None:
-    for order in (FIGURE_4, PROFILE):
+    for order in (FIGURE_4, ROUTERS_FIRST, PROFILE):
         assert len(set(order)) == len(order) == 10
