@@ -12,8 +12,8 @@ What else decides how near a transfer comes to the rate is set in each node, wha
 - frames are jumbo (9000 bytes), so that headers are 1 % of the bytes, whether or not a bucket splits packets;
 - congestion control is Reno: queues are deep and nothing is lost, so that it just fills the link. (BBR takes the
   empty link's 0.01 ms for the round trip, and holds itself to a fraction of the rate.)
-- windows are large from the start: with small ones both directions wait for each other's acknowledgements, which
-  stand in the same queues as the data;
+- windows are large from the start, larger than any transfer, and stay so: acknowledgements stand in the same queues as
+  the data of the other direction, and with small windows the directions take turns (few flows take twice their time);
 - no tail loss probes, no retransmission within a second: TCP would take every queue for a loss and send up to a
   third of the bytes twice.
 """
@@ -38,9 +38,11 @@ FRAME = 9000  # bytes, the MTU
 TCP = {
     "tcp_congestion_control": "reno",
     "tcp_early_retrans": "0",
-    "tcp_rmem": "4096 8388608 33554432",  # least, first, most; bytes
-    "tcp_wmem": "4096 4194304 33554432",
+    "tcp_rmem": "4096 33554432 33554432",  # least, first, most; bytes
+    "tcp_wmem": "4096 33554432 33554432",
+    "tcp_slow_start_after_idle": "0",
 }
+WINDOWS = "rto_min 1s initcwnd 2000 initrwnd 2000"  # of a route; frames
 CLONE_NEWNET = 0x40000000
 
 
@@ -165,7 +167,7 @@ class Cluster:
                     f"addr add {address}/24 dev {INTERFACE}",
                     f"link set {INTERFACE} up",
                     "link set lo up",
-                    f"route change 10.99.0.0/24 dev {INTERFACE} proto kernel scope link src {address} rto_min 1s",
+                    f"route change 10.99.0.0/24 dev {INTERFACE} proto kernel scope link src {address} {WINDOWS}",
                 ],
             )
             for setting, value in TCP.items():

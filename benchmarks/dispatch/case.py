@@ -32,8 +32,8 @@ class Case:
         return f"EP{self.ranks}: {self.nodes} x {self.node_size}, {self.limit} of {self.nodes} nodes"
 
 
-# Half of the nodes, as V3 has it. Links so slow that they take the time, not this machine's two cores, which compute for
-# all ranks: with links of 50 to 200 Mbit/s two hops reached 0.6 to 0.8 of what their bytes promise (docs/log.md).
+# Half of the nodes, as V3 has it. Links so slow that they take the time, not this machine's two cores, which compute
+# for all ranks: with links of 50 to 200 Mbit/s two hops reached 0.6 to 0.8 of what their bytes promise (docs/log.md).
 CASES = (
     Case(2, 4, 1, 512, 1024, 40),
     Case(4, 2, 2, 512, 1024, 40),
