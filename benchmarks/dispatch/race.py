@@ -116,7 +116,10 @@ def _in_chunks(dispatcher: Planned, routing: TokenRouting, x_ND: Tensor, measure
     sample = measure(there_and_back)
     sent = group.traffic.take()
     _check(torch.cat(y_ND), x_ND, routing, 2**-6)
-    return Run(sample, planned[0][1], sum(p[2] for p in planned), sent, float("nan"))
+    both = Sample(
+        planned[0][1].start, planned[0][1].end + planned[1][1].end - planned[1][1].start, planned[0][1].wire
+    )
+    return Run(sample, both, sum(p[2] for p in planned), sent, float("nan"))
 
 
 def _experts(dispatched: Dispatched, group: ExpertGroup) -> Tensor:

@@ -20,6 +20,7 @@ from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
 from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.expert_plan import node_problems
 from deepseek_train.train.folder import config_yaml
 from deepseek_train.train.preflight import data_problems, preflight, resolve_layout
 
@@ -51,6 +52,9 @@ def run(argv: list[str]) -> int:
             print(config_yaml(config), end="")
             return 0
         problems = preflight(config, world_size)
+        if under_torchrun:
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+            problems += node_problems(config, int(os.environ["WORLD_SIZE"]), here)
         if problems:
             raise ConfigError(problems)
         layout = resolve_layout(config, world_size)

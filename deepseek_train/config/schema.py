@@ -103,6 +103,7 @@ class PrecisionConfig:
     params: Literal["fp32", "bf16"] = "fp32"  # weights and activations
     moments: Literal["fp32", "bf16"] = "fp32"  # AdamW's two moments (V3: bf16)
     # On the wire: tokens on their way to experts, and gradients of results (V3: fp8); all on the way home (V3: bf16).
+    # With ep 1 nothing travels, and nothing is rounded.
     dispatch: Literal["params", "bf16", "fp8"] = "params"
     combine: Literal["params", "bf16"] = "params"
 

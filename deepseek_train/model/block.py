@@ -8,7 +8,6 @@ Legend: B sequences, T positions, D hidden, R rope pairs.
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from deepseek_train.model.context import ModelContext
@@ -19,7 +18,7 @@ from deepseek_train.model.router import Router, balance_loss
 from deepseek_train.model.swiglu import FeedForward
 from deepseek_train.model.values import Attended, Sent
 from deepseek_train.parallel.expert.local import Dispatched
-from deepseek_train.parallel.expert.plan import DispatchPlan
+from deepseek_train.parallel.expert.plan import DispatchPlan, count_local
 from deepseek_train.phases.parcel import Parcel
 from deepseek_train.phases.phase import Move, Phase, Row
 from deepseek_train.phases.values import Hidden, LayerLoad
@@ -94,7 +93,7 @@ class MoeBlock(_Attention):
         normed_BTD = self.ffn_input(x_BTD)
         scores_BTE = self.router(normed_BTD)
         routing = self.router.route(scores_BTE)
-        tokens_E = torch.bincount(routing.expert_ids_NK.flatten(), minlength=self.m.num_routed_experts)
+        tokens_E = count_local(routing.expert_ids_NK, 0, self.m.num_routed_experts)
         loss = balance_loss(scores_BTE, self.m.experts_per_token)
         before = hidden.ledger
         ledger = replace(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
-from deepseek_train.spec.links import ExpertTraffic
+from deepseek_train.spec.links import ExpertTraffic, LinkBytes
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,6 @@ class JsonlSink:
     def step(self, metrics: StepMetrics) -> None:
         facts = asdict(replace(metrics, timeline=None))
         del facts["timeline"]
-        if metrics.expert_traffic:
-            facts["expert_traffic"] = metrics.expert_traffic.numbers()
         facts["load_max_over_mean"] = metrics.load_max_over_mean()
         facts["max_violation"] = {layer: round(v, 5) for layer, v in metrics.max_violations().items()}
         if not keeps_load(metrics.step):
@@ -84,10 +82,15 @@ def read_history(path: Path) -> History:
             for derived in ("load_max_over_mean", "max_violation"):  # the latter is not in older files
                 record.pop(derived, None)
             if record.get("expert_traffic"):
-                record["expert_traffic"] = ExpertTraffic.of(record["expert_traffic"])
+                record["expert_traffic"] = _traffic(record["expert_traffic"])
             record["expert_load"] = {int(layer): tuple(load) for layer, load in record["expert_load"].items()}
             steps.append(StepMetrics(**record))
     return History(tuple(steps), tuple(evaluations))
+
+
+def _traffic(record: dict[str, Any]) -> ExpertTraffic:
+    kinds = {name: LinkBytes(**record[name]) for name in ("plan", "dispatch", "combine")}
+    return ExpertTraffic(**kinds, least_cross=record["least_cross"])
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,9 @@ class StepMetrics:
     expert_load: dict[int, tuple[int, ...]]  # MoE layer -> tokens each expert got in this step's global batch
     memory_bytes: int  # peak of the fullest rank: device memory on GPUs, resident set on CPUs
     skipped: bool  # a gradient was not finite; no weight moved
-    expert_traffic: ExpertTraffic | None = None  # sent by all ranks; None where every rank holds all experts
+    expert_traffic: ExpertTraffic | None = (
+        None  # sent by all ranks; None: experts on one rank, uneven nodes, DeepEP
+    )
     timeline: Timeline | None = None  # only on steps that were traced
 
     def max_violations(self) -> dict[int, float]:

@@ -26,9 +26,10 @@ def traffic_section(steps: Sequence[StepMetrics]) -> list[str]:
         f"Counted in step {last.step}, all ranks together, forward and backward. A dispatch takes tokens to experts or "
         "gradients to results, a combine brings them home."
     )
-    if traffic.least_cross:
+    over_least = traffic.over_least()
+    if over_least is not None:
         words += (
-            f" Between nodes, dispatches and combines sent {traffic.over_least():.3f} times the least possible, one "
+            f" Between nodes, dispatches and combines sent {over_least:.3f} times the least possible, one "
             f"row for each token and other node that has an expert of it ({data_size(traffic.least_cross)})."
         )
     return ["## Expert traffic", words, table(("", "same rank", "same node", "between nodes"), rows)]

@@ -79,7 +79,8 @@ def _traffic(sent: ExpertTraffic | None) -> dict[str, float]:
         return {}
     kinds = {"dispatch": sent.dispatch, "combine": sent.combine, "plan": sent.plan}
     found = {f"expert_bytes/{name}_{link}": n for name, of in kinds.items() for link, n in asdict(of).items()}
-    return {**found, "expert_bytes/cross_over_least": sent.over_least()}
+    over_least = sent.over_least()
+    return found if over_least is None else {**found, "expert_bytes/cross_over_least": over_least}
 
 
 def open_wandb(

@@ -17,7 +17,8 @@ Transfer = Generator[dist.Work, None, Tensors]
 
 
 class TransferLost(RuntimeError):
-    """A rank that takes part in a transfer has failed or does not come; the message says which transfer."""
+    """A rank that takes part in a transfer has failed or does not come; the message says which transfer. On CUDA the
+    watchdog of NCCL finds it, and knows no names."""
 
 
 def carry(what: str, transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream | None) -> Pending:
@@ -38,16 +39,16 @@ class ByNetwork:
         try:
             if last is not None:
                 last.value()  # raises what went wrong in that leg
-            work = next(self._transfer)
+            next(self._transfer).get_future().add_done_callback(self._go_on)
         except StopIteration as end:
             self._over.set_result(end.value)
-        except RuntimeError as error:
-            lost = TransferLost(f"{self._what}: {error}")
-            self._over.set_exception(lost)  # type: ignore[arg-type]  # its stub names the wrong type
+        except RuntimeError as error:  # all that gloo raises, when a leg ends and when one starts
+            self._fail(TransferLost(f"{self._what}: {error}"))
         except Exception as error:
-            self._over.set_exception(error)  # type: ignore[arg-type]  # its stub names the wrong type
-        else:
-            work.get_future().add_done_callback(self._go_on)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._over.set_exception(error)  # type: ignore[arg-type]  # its stub names the wrong type
 
     def wait(self) -> Tensors:
         return self._over.wait()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Event
 from typing import Protocol
 
 import torch
@@ -33,15 +34,17 @@ class HostClock:
         return lambda: at
 
     def end_of(self, pending: Pending) -> Instant:
-        ended: list[float] = []
-        pending.when_done(lambda: ended.append(time.perf_counter() - self._origin))
+        ended, noted = [], Event()
 
-        def at() -> float:
-            pending.wait()
-            while not ended:  # the transfer is over, its note is on the way
-                time.sleep(1e-5)
+        def note() -> None:
+            ended.append(time.perf_counter() - self._origin)
+            noted.set()
+
+        def at() -> float:  # holds the instant, not what has arrived
+            noted.wait()
             return ended[0]
 
+        pending.when_done(note)
         return at
 
 

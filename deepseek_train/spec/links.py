@@ -48,10 +48,10 @@ class ExpertTraffic:
     combine: LinkBytes = LinkBytes()
     least_cross: int = 0
 
-    def over_least(self) -> float:
-        """Bytes of tokens and results that crossed between nodes over the least possible; 1 where none had to."""
+    def over_least(self) -> float | None:
+        """Bytes of tokens and results that crossed between nodes over the least possible; None where none had to."""
         crossed = self.dispatch.cross + self.combine.cross
-        return crossed / self.least_cross if self.least_cross else 1.0
+        return crossed / self.least_cross if self.least_cross else None
 
     def numbers(self) -> list[int]:
         """All counts in a row, for ``of``."""

@@ -67,6 +67,7 @@ class Job:
     placement: Placement  # where stages are; also of evaluations
     schedules: ScheduleStore  # of training steps
     evaluation: PreparedSchedule
+    counts_traffic: bool  # whether what is sent to experts is known by class of link
 
     @property
     def layout(self) -> ParallelLayout:
@@ -127,6 +128,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         placement=placement,
         schedules=ScheduleStore(config.schedule, layout.pp, mesh.pp_rank, durations),
         evaluation=PreparedSchedule(forward_only(placement), mesh.pp_rank),
+        counts_traffic=experts.dispatcher != "deep_ep" and experts.ranks_per_node is not None,
     )
 
 

@@ -78,3 +78,13 @@ def _deep_ep_problems(config: RunConfig, ep: int, per_node: int | None) -> list[
         Problem("parallel.dispatcher", f"deep_ep, but {what}", mend)
         for what in deep_ep_problems(load, machine)
     ]
+
+
+def node_problems(config: RunConfig, world_size: int, here: int) -> list[Problem]:
+    """``here``: ranks that were started on this machine. A machine may pass for several nodes, but no node may span
+    machines: dispatchers would take the network for NVLink."""
+    nodes_of, ep = config.cluster.gpus_per_node, config.parallel.ep
+    if ep == 1 or world_size == here or here % nodes_of == 0:
+        return []
+    what = f"nodes of {nodes_of} ranks, but {here} ranks were started on this machine, of {world_size} in all"
+    return [Problem("cluster.gpus_per_node", what, f"Write cluster.gpus_per_node={here}.")]

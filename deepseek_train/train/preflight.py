@@ -24,6 +24,10 @@ from deepseek_train.train.stage_plan import pipeline_problems
 
 # A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
 _FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed", "data")
+_FREE_ON_RESUME = {
+    "parallel": ("dispatcher", "check_splits"),
+    "precision": ("dispatch", "combine"),
+}  # of these
 _MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments want torchrun
 
 
@@ -132,6 +136,10 @@ def _folder(config: RunConfig) -> list[Problem]:
         ):  # fields that the older run did not know
             unset = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
             before[group] = unset | before[group]
+    for group, names in _FREE_ON_RESUME.items():
+        for name in names:
+            before.get(group, {}).pop(name, None)
+            now[group].pop(name)
     changed = [group for group in _FIXED_ON_RESUME if before.get(group) != now[group]]
     return [
         Problem(

@@ -52,7 +52,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     if traced:
         dist.barrier()  # ranks of a pipeline start their clocks together
         trace = Trace(job.mesh.pp_rank, job.place.device)
-    job.mesh.expert_group.traffic.take()  # an evaluation's
+    job.mesh.expert_group.traffic.take()  # a sample's
     ran = job.executor.run(schedule, batch_of, scales, trace)
     job.optimizer.reduce()
     outcome = job.optimizer.step(lr)
@@ -79,7 +79,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         expert_load={_layer(job, row): tuple(load_E) for row, load_E in enumerate(totals.load_LE.tolist())},
         memory_bytes=totals.memory_bytes,
         skipped=outcome.skipped,
-        expert_traffic=totals.traffic if layout.ep > 1 else None,
+        expert_traffic=totals.traffic if layout.ep > 1 and job.counts_traffic else None,
         timeline=timeline,
     )
     return after, metrics

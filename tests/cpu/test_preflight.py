@@ -17,7 +17,7 @@ from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
-from deepseek_train.train.expert_plan import plan_experts
+from deepseek_train.train.expert_plan import node_problems, plan_experts
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
 from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
@@ -239,12 +239,24 @@ def test_what_deep_ep_itself_demands(generation: int, load: Load, said: list[str
 def test_a_run_from_before_a_field_existed_goes_on() -> None:
     """What its configuration does not say is what it then was; what it says otherwise is still refused."""
     before = yaml.safe_load(config_yaml(tiny()))
-    for field in ("dispatcher", "ep_across_mirrors", "layers"):
+    for field in ("ep_across_mirrors", "layers"):
         del before["parallel"][field]
     folder = Path(before["run_dir"])
     (folder / CHECKPOINTS).mkdir(parents=True)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(before))
     assert told() == []
-    ((where, said),) = told("parallel.dispatcher=flat")
+    assert told("parallel.dispatcher=flat", "parallel.check_splits=true", "precision.dispatch=bf16") == []
+    ((where, said),) = told("parallel.layers=2|1")
     assert where == "parallel"
-    assert "dispatcher was auto, is flat" in said
+    assert "layers was None, is 2|1" in said
+
+
+@pytest.mark.parametrize(
+    ("world", "here", "refused"), [(8, 4, True), (8, 8, False), (16, 8, False), (32, 16, False)]
+)
+def test_nodes_do_not_span_machines(world: int, here: int, refused: bool) -> None:
+    config = tiny("parallel.pp=1", "parallel.ep=8", "schedule=1f1b", "cluster.gpus_per_node=8")
+    found = node_problems(config, world, here)
+    assert [p.where for p in found] == ["cluster.gpus_per_node"] * refused
+    assert all("4 ranks were started on this machine, of 8 in all" in p.what for p in found)
+    assert node_problems(tiny("parallel.ep=1"), world, here) == []

@@ -21,18 +21,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Built from source, with CUDA. An AssertionError: the second generation does not get along with the NCCL it finds.
+# Built from source, with CUDA. Whatever goes wrong there is the reason why it cannot be used, and concerns nobody else.
+_UNUSABLE = (ImportError, AssertionError, OSError, RuntimeError)
 IMPORT_ERROR: str | None = None
 try:
     from deep_ep import ElasticBuffer
-except (ImportError, AssertionError):
+except _UNUSABLE:
     try:
         from deep_ep import EPBuffer as ElasticBuffer
-    except (ImportError, AssertionError):
+    except _UNUSABLE:
         ElasticBuffer = None
 try:
     from deep_ep import Buffer
-except (ImportError, AssertionError) as error:
+except _UNUSABLE as error:
     Buffer, IMPORT_ERROR = None, str(error)
 GENERATION = 2 if ElasticBuffer is not None else 1 if Buffer is not None else None
 

@@ -4,6 +4,8 @@ Copies come home summed in the order of ``two_hop``: those of one node first, th
 N tokens of this rank, S sent rows (by target rank, then token), Q (node, token) pairs.
 """
 
+import torch
+
 from deepseek_train.parallel.expert.announce import Told, check_headers
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
 from deepseek_train.parallel.expert.journey import Hop, Journey, Sum, WireFormats
@@ -36,7 +38,7 @@ def plan_flat(
     hop = Hop(Among.ALL, token_S, (Sum(pair_S, sum(pairs_G)), Sum(token_Q, num_tokens)), send, receive)
 
     arriving_R = places(here_PC, sum(receive))
-    rows_R = here_PC.flatten().cumsum(0)[arriving_R] - 1
+    rows_R = torch.arange(len(arriving_R), device=arriving_R.device)  # they lie in that order
     arrivals = assign(told.ids_PCK.flatten(0, 1)[arriving_R], rows_R, first, rows_E)
     remote = sum(pairs_G) - pairs_G[group.node]
     journey = Journey((hop,), group, formats, remote)

@@ -1,8 +1,8 @@
 """The way of tokens to their experts in hops, and the way of results home: one is the transpose of the other.
 
 Outward, every hop copies held rows to the ranks that need them. Homeward, every hop brings the copies back, and the
-copies of a row are summed, in FP32 (FP64 for FP64 rows) and in a set order. So the gradient of a dispatch is a combine,
-and the other way round: dispatches carry FP8 if so asked, combines BF16 (V3 report section 3.2.2).
+copies of a row are summed, in FP32 (FP64 for FP64 rows) and, on CPUs, in a set order. So the gradient of a dispatch is
+a combine, and the other way round: dispatches carry FP8 if so asked, combines BF16 (V3 report section 3.2.2).
 
 Legend: S sent rows, R received rows.
 """

@@ -26,13 +26,29 @@ class Dispatched:
 def expand(dispatched: Dispatched) -> tuple[Tensor, Tensor]:
     """One row per assignment, grouped by local expert: x_AD and its routing weights [A]."""
     arrivals = dispatched.arrivals
-    x_AD = dispatched.x_RD.index_select(0, arrivals.assignment_to_row_A)
+    x_AD = _Copy.apply(dispatched.x_RD, arrivals.assignment_to_row_A)
     return x_AD, dispatched.weights_RK.flatten().index_select(0, arrivals.assignment_to_slot_A)
 
 
 def reduce(y_AD: Tensor, arrivals: Arrivals) -> Tensor:
     """Sums the assignments of each received row: y_RD, the reverse of ``expand``."""
     return _Sum.apply(y_AD, arrivals.assignment_to_row_A, arrivals.num_rows)
+
+
+class _Copy(Function):
+    """The transpose of ``_Sum``: gradients of a row's copies are added in FP32, rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, copies_to_rows: Tensor) -> Tensor:
+        ctx.save_for_backward(copies_to_rows)
+        ctx.num_rows = len(rows)
+        return rows.index_select(0, copies_to_rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (copies_to_rows,) = ctx.saved_tensors
+        return summed(dy, (Sum(copies_to_rows, ctx.num_rows),)), None
 
 
 class _Sum(Function):

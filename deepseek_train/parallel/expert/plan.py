@@ -57,9 +57,10 @@ def targets(ids: Tensor, per_target: int, first: int, count: int) -> Tensor:
     return needed.scatter_(-1, inside, True)[..., :count]
 
 
-def count_local(ids_PCK: Tensor, first: int, count: int) -> Tensor:
-    """Assignments of each of ``count`` local experts from ``first`` on: [count]."""
-    local = ids_PCK.flatten() - first
+def count_local(ids: Tensor, first: int, count: int) -> Tensor:
+    """Assignments to each of ``count`` experts from ``first`` on: [count]. Does not wait for the device
+    (``bincount`` would)."""
+    local = ids.flatten() - first
     inside = torch.where((local >= 0) & (local < count), local, count)
     return torch.zeros(count + 1, dtype=torch.int64, device=local.device).scatter_add_(
         0, inside, torch.ones_like(inside)
