@@ -53,16 +53,19 @@ def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     if per_node is None:
         what = f"two_hop, but {layout.ep} expert-parallel ranks do not lie evenly on nodes of {gpus}"
         mend = (
-            "Make parallel.ep and parallel.dp multiples of cluster.gpus_per_node, or write parallel.dispatcher=auto, "
-            "which falls back to flat."
+            "Make parallel.ep and parallel.dp multiples of cluster.gpus_per_node (which may emulate smaller nodes), or "
+            "write parallel.dispatcher=auto, which falls back to flat."
         )
         return [Problem("parallel.dispatcher", what, mend)]
     if per_node in (1, layout.ep):
-        where = "one node" if per_node == layout.ep else "one rank of each node"
+        where = "one node" if per_node == layout.ep else "nodes of their own"
         what = (
             f"two_hop, but the {layout.ep} expert-parallel ranks of a layer are on {where} (nodes of {gpus})"
         )
-        mend = "Write parallel.dispatcher=auto: one hop is all there is."
+        mend = (
+            "Write parallel.dispatcher=auto: one hop is all there is. (To emulate nodes: a cluster.gpus_per_node between "
+            "1 and parallel.ep that divides it.)"
+        )
         return [Problem("parallel.dispatcher", what, mend)]
     return []
 

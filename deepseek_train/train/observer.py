@@ -100,6 +100,9 @@ def describe(config: RunConfig, layout: ParallelLayout) -> str:
     total = count_parameters(all_weights(config.model))
     experts = plan_experts(config, layout)
     way = f" ({experts.dispatcher}: {experts.reason})" if layout.ep > 1 else ""
+    wire = config.precision.dispatch
+    if layout.ep > 1 and wire != "params":
+        way += f", tokens travel in {wire.upper()}"
     shared = f"EP {layout.ep}{' across mirrors' if layout.mirrored else ''}{way}"
     return (
         f"{total / 1e6:,.1f}M parameters on {layout.world} ranks: PP {layout.pp} ({config.schedule.name}) x "

@@ -24,10 +24,7 @@ from deepseek_train.train.stage_plan import pipeline_problems
 
 # A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
 _FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed", "data")
-_FREE_ON_RESUME = {
-    "parallel": ("dispatcher", "check_splits"),
-    "precision": ("dispatch", "combine"),
-}  # of these
+_FREE_ON_RESUME = {"parallel": ("dispatcher", "check_splits")}  # of these: they change no number
 _MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments want torchrun
 
 

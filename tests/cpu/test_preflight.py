@@ -245,7 +245,10 @@ def test_a_run_from_before_a_field_existed_goes_on() -> None:
     (folder / CHECKPOINTS).mkdir(parents=True)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(before))
     assert told() == []
-    assert told("parallel.dispatcher=flat", "parallel.check_splits=true", "precision.dispatch=bf16") == []
+    assert told("parallel.dispatcher=flat", "parallel.check_splits=true") == []
+    ((where, said),) = told("precision.dispatch=bf16")
+    assert where == "precision"
+    assert "dispatch was params, is bf16" in said
     ((where, said),) = told("parallel.layers=2|1")
     assert where == "parallel"
     assert "layers was None, is 2|1" in said

@@ -192,9 +192,9 @@ def test_the_real_block_on_paper() -> None:
     beside = nothing | {("dispatch", F): 1.0, ("dispatch", I): 1.0}
     hidden = sum(WORK.times[key] for key in (("shared", F), ("shared", I), ("shared", W), ("experts", W)))
     assert predict_block(1, WORK.times, beside, None).wall == pytest.approx(WORK.compute + 2.0 - hidden)
-    # What routers have decided travels under the attention's weight gradients, but for the first layer, beside which
-    # the backward half has none yet.
+    # Routers first: what they have decided travels under the attention's weight gradients, but for the first layer,
+    # beside which the backward half has none yet.
     decided = nothing | {("announce", F): WORK.times["attend", W]}
-    ours, printed = (predict_block(3, WORK.times, decided, ORDERS[name]) for name in list(ORDERS)[:2])
-    assert ours.wall - ours.compute == pytest.approx(WORK.times["attend", W])
+    printed, first = (predict_block(3, WORK.times, decided, ORDERS[name]) for name in list(ORDERS)[:2])
+    assert first.wall - first.compute == pytest.approx(WORK.times["attend", W])
     assert printed.wall - printed.compute == pytest.approx(3 * WORK.times["attend", W])
