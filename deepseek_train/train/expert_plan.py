@@ -63,8 +63,8 @@ def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
             f"two_hop, but the {layout.ep} expert-parallel ranks of a layer are on {where} (nodes of {gpus})"
         )
         mend = (
-            "Write parallel.dispatcher=auto: one hop is all there is. (To emulate nodes: a cluster.gpus_per_node between "
-            "1 and parallel.ep that divides it.)"
+            "Write parallel.dispatcher=auto: one hop is all there is. (To emulate nodes: a cluster.gpus_per_node "
+            "between 1 and parallel.ep that divides it.)"
         )
         return [Problem("parallel.dispatcher", what, mend)]
     return []
