@@ -30,39 +30,29 @@ exit codes: 0 done; 2 something is wrong with the arguments or the loads, and th
 """
 
 import json
-import os
 import sys
+from collections.abc import Sequence
 
-from deepseek_train.cli.key_value import UsageError
+from deepseek_train.cli.answer import answer
 from deepseek_train.cli.placement_request import Question, understand
 from deepseek_train.parallel.expert.placement import Placement, place_experts
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code. ``arguments`` defaults to the command line."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if not words or {"-h", "--help", "help"} & set(words):
-        print(__doc__)
-        return 0
-    try:
-        question = understand(words)
-        placement = place_experts(
-            list(question.loads.by_layer.values()),
-            replicas=question.experts + question.redundant,
-            groups=question.groups,
-            nodes=question.nodes,
-            gpus=question.gpus,
-        )
-        print(_json(question, placement) if question.output == "json" else _text(question, placement))
-        sys.stdout.flush()
-    except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        print("'deepseek-placement --help' shows what can be written.", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # who reads, "head" perhaps, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return answer("deepseek-placement", __doc__, sys.argv[1:] if arguments is None else arguments, _say)
+
+
+def _say(words: Sequence[str]) -> None:
+    question = understand(words)
+    placement = place_experts(
+        list(question.loads.by_layer.values()),
+        replicas=question.experts + question.redundant,
+        groups=question.groups,
+        nodes=question.nodes,
+        gpus=question.gpus,
+    )
+    print(_json(question, placement) if question.output == "json" else _text(question, placement))
 
 
 def _json(question: Question, placement: Placement) -> str:

@@ -42,9 +42,11 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from deepseek_train.cli.answer import answer
 from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.cli.schedule_case import durations, make, make_case, time_problems, with_measured
 from deepseek_train.cli.schedule_problems import request_problems
@@ -64,31 +66,22 @@ from deepseek_train.schedule.timeline import Timeline
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code. ``arguments`` defaults to the command line."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if not words or {"-h", "--help", "help"} & set(words):
-        print(__doc__)
-        return 0
+    return answer("deepseek-schedule", __doc__, sys.argv[1:] if arguments is None else arguments, _say)
+
+
+def _say(words: Sequence[str]) -> None:
+    request = with_measured(parse_key_values(ScheduleRequest, words, request_problems))
     try:
-        request = with_measured(parse_key_values(ScheduleRequest, words, request_problems))
         if request.file is None and schedule_name(request) == ALL:
             _compare(request)
         else:
             _show(request, *_chosen(request))
-        sys.stdout.flush()
-    except UsageError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        print("'deepseek-schedule --help' shows what can be written.", file=sys.stderr)
-        return 2
     except (ScheduleSyntaxError, ScheduleError, UnicodeDecodeError) as error:
-        print(f"error: {request.file}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # who reads, "head" perhaps, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UsageError([f"{request.file}: {error}"]) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        raise UsageError([f"{error.filename}: {error.strerror}"]) from error
 
 
 def _chosen(request: ScheduleRequest) -> tuple[Schedule, Durations, float | None]:
