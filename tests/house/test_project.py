@@ -126,7 +126,8 @@ def test_every_package_is_installed() -> None:
     """pyproject.toml lists packages by hand, because configs/ is installed under another name."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for path in (ROOT / "deepseek_train").rglob("__init__.py")
+        ".".join(path.parent.relative_to(home).parts)
+        for home, package in ((ROOT, "deepseek_train"), (ROOT / "kernels", "deepseek_kernels"))
+        for path in (home / package).rglob("__init__.py")
     }
     assert set(listed) == folders | {"deepseek_train_configs"}

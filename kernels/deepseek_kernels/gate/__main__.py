@@ -1,0 +1,47 @@
+"""The compiler gate: every Triton kernel, as it is launched, compiled for sm_90a and held to its limits. No GPU needed.
+
+    python -m deepseek_kernels.gate [FAMILY ...]
+
+Prints kernel, figure and limit; exit code 1 where a limit is passed. Must run without TRITON_INTERPRET, in a process of
+its own for each version of Triton.
+"""
+
+import importlib
+import sys
+
+import triton
+
+from deepseek_kernels.gate.case import Case
+from deepseek_kernels.gate.machine_code import compiled, faults
+from deepseek_kernels.registry import interpreting
+
+FAMILIES = ("quant",)
+
+
+def main(families: list[str]) -> int:
+    if interpreting():
+        print("the gate compiles: run it without TRITON_INTERPRET", file=sys.stderr)
+        return 2
+    print(
+        f"Triton {triton.__version__}, sm_90a: kernel, registers / limit, shared bytes / limit, required instructions"
+    )
+    failed = 0
+    for family in families or FAMILIES:
+        cases: tuple[Case, ...] = importlib.import_module(f"deepseek_kernels.{family}.gate_cases").CASES
+        for case in cases:
+            found = compiled(case)
+            wrong = faults(case, found)
+            failed += bool(wrong)
+            needs = ", ".join(f"{n} {found.count(n)}/{least}" for n, least in case.limits.needs.items())
+            limits = case.limits
+            print(
+                f"{'FAIL' if wrong else 'ok':4} {family}.{case.name:32} {found.registers:3} / {limits.registers:3} "
+                f"{found.shared:6} / {limits.shared:6}  {needs}  {'; '.join(wrong)}",
+                flush=True,
+            )
+    print(f"{failed} over their limits" if failed else "all within their limits")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Where the kernel tests run, and what they share. Every draw is fresh: the seed comes from the test's name and is
+printed
+with a failure."""
+
+import torch
+from torch import Tensor
+
+from deepseek_kernels.registry import interpreting, why_not
+from deepseek_kernels.testing import interpreter
+
+ON_GPU = torch.cuda.is_available() and not interpreting()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+if not ON_GPU:
+    interpreter.install()
+
+
+def backends(*names: str) -> list[str]:
+    """Those of ``names`` that run here. Triton always does: compiled, or interpreted."""
+    there = [name for name in names if why_not(name) is None]
+    assert "triton" not in names or "triton" in there, why_not("triton")
+    return there
+
+
+def size(on_gpu: int, on_cpu: int) -> int:
+    return on_gpu if ON_GPU else on_cpu
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, spread: float = 0.0) -> Tensor:
+    """Normal values; with ``spread`` each row's size varies by factors of up to e^(3 spread)."""
+    x = torch.randn(shape, device=DEVICE)
+    if spread:
+        x = x * torch.exp(spread * torch.randn(*shape[:-1], 1, device=DEVICE))
+    return x.to(dtype)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in every bit, but for which NaN it is."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    x, y = (t.float() if t.is_floating_point() else t for t in (a, b))
+    return torch.equal(torch.nan_to_num(x, nan=-7e30), torch.nan_to_num(y, nan=-7e30))
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """|found - exact| / |exact| in float64; NaN where anything is NaN."""
+    a, b = found.double().cpu(), exact.double().cpu()
+    return float((a - b).norm() / b.norm().clamp(min=1e-300))
