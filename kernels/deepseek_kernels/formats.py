@@ -45,6 +45,18 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A matrix [M, K] in E5M6: 1 sign, 5 exponent and 6 fraction bits (FP16 without its last 4, rounded to nearest
+    even),
+    each tile of 1 x 128 divided by a power of two so that its largest value is at most 65024. Eight values lie in three
+    words, each value's 12 bits above those of the one before: value j begins at bit 12 j of the 96."""
+
+    words: Tensor  # int32 [M, KP / 8 * 3]
+    scales: Tensor  # FP32 [KP / 128, M]
+    width: int  # K
+
+
+@dataclass(frozen=True)
 class Groups:
     """Rows sorted by expert, each expert's share padded to a multiple of 128 rows (padding rows are zeros)."""
 
