@@ -177,54 +177,87 @@ __device__ __forceinline__ void store_fp32(const Problem& p, float (&sum)[64], i
   }
 }
 
+// Waits for the operands in a stage and starts their product.
+__device__ __forceinline__ void start(Shared& s, int count, int group, float (&part)[64]) {
+  using namespace hopper;
+  const int at = count % kStages;
+  barrier_wait(&s.full[at], count / kStages & 1);
+  const uint64_t a = descriptor(shared_address(s.stages[at].a) + group * 64 * kTile);
+  const uint64_t b = descriptor(shared_address(s.stages[at].b));
+  hold(part);
+  products_begin();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) product(part, a + step * 2, b + step * 2, step);  // 32 bytes further each
+  products_commit();
+}
+
+// Gives the stage of a finished product back, to the copies of both blocks, and promotes it. `scale`: of the block of B.
+template <bool kRowsB>
+__device__ __forceinline__ void promote(Shared& s, int count, int row, int lane, float scale, float (&part)[64],
+                                        float (&sum)[64]) {
+  const int at = count % kStages;
+  hopper::hold(part);
+  float upper = s.a_scales[at][row + lane / 4], lower = s.a_scales[at][row + lane / 4 + 8];
+  if constexpr (kRowsB) {
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const float2 across = *reinterpret_cast<const float2*>(&s.b_scales[at][j * 8 + lane % 4 * 2]);
+      sum[4 * j] += part[4 * j] * (upper * across.x), sum[4 * j + 1] += part[4 * j + 1] * (upper * across.y);
+      sum[4 * j + 2] += part[4 * j + 2] * (lower * across.x), sum[4 * j + 3] += part[4 * j + 3] * (lower * across.y);
+    }
+    __syncwarp();
+    if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
+  } else {
+    __syncwarp();
+    if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
+    upper *= scale, lower *= scale;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      sum[4 * j] += part[4 * j] * upper, sum[4 * j + 1] += part[4 * j + 1] * upper;
+      sum[4 * j + 2] += part[4 * j + 2] * lower, sum[4 * j + 3] += part[4 * j + 3] * lower;
+    }
+  }
+}
+
 template <bool kRowsB, Output kOutput>
 __device__ void multiply(const Problem& p, Shared& s) {
   using namespace hopper;
   const int rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
-  const int row_in_tile = warp * 16;  // warps 0-3 are the first warpgroup, with rows 0-63
+  const int group = warp / 4, row_in_tile = warp * 16;  // the first warpgroup has rows 0 to 63
   int count = 0;
   for (int index = blockIdx.x / kCluster; index < pieces(p); index += gridDim.x / kCluster) {
     const Work w = work_at(p, index, rank);
-    if (w.first_k == w.last_k && kOutput == kAddFp32) continue;
-    float sum[64] = {};
-    const float* block_scales =
-        kRowsB ? nullptr
-               : p.b_scales + (static_cast<int64_t>(w.expert) * (p.b_rows / kTile) +
-                               min(w.tile_n, p.b_rows / kTile - 1)) * p.k_tiles;
-    for (int k = w.first_k; k < w.last_k; ++k, ++count) {
-      const int at = count % kStages;
-      float scale = 0.f;
-      if constexpr (!kRowsB) scale = __ldg(block_scales + k);
-      barrier_wait(&s.full[at], count / kStages & 1);
-      float part[64];
-      const uint64_t a = descriptor(shared_address(s.stages[at].a) + warp / 4 * 64 * kTile);
-      const uint64_t b = descriptor(shared_address(s.stages[at].b));
-      products_begin();
-#pragma unroll
-      for (int step = 0; step < 4; ++step) product(part, a + step * 2, b + step * 2, step);  // 32 bytes further each
-      products_commit();
-      float upper = s.a_scales[at][row_in_tile + lane / 4], lower = s.a_scales[at][row_in_tile + lane / 4 + 8];
-      products_wait();
-      if constexpr (kRowsB) {
-#pragma unroll
-        for (int j = 0; j < 16; ++j) {
-          const float2 across = *reinterpret_cast<const float2*>(&s.b_scales[at][j * 8 + lane % 4 * 2]);
-          sum[4 * j] += part[4 * j] * (upper * across.x), sum[4 * j + 1] += part[4 * j + 1] * (upper * across.y);
-          sum[4 * j + 2] += part[4 * j + 2] * (lower * across.x), sum[4 * j + 3] += part[4 * j + 3] * (lower * across.y);
-        }
-        __syncwarp();
-        if (lane < kCluster) barrier_arrive_at(&s.empty[at], lane);
-      } else {
-        __syncwarp();
-        if (lane < kCluster) barrier_arrive_at(&s.empty[at], lane);
-        upper *= scale, lower *= scale;
-#pragma unroll
-        for (int j = 0; j < 16; ++j) {
-          sum[4 * j] += part[4 * j] * upper, sum[4 * j + 1] += part[4 * j + 1] * upper;
-          sum[4 * j + 2] += part[4 * j + 2] * lower, sum[4 * j + 3] += part[4 * j + 3] * lower;
-        }
-      }
+    const int tiles = w.last_k - w.first_k;
+    if (tiles == 0) continue;  // an expert without rows
+    float sum[64] = {}, even[64], odd[64];
+    const int block_row = w.expert * (p.b_rows / kTile) + min(w.tile_n, p.b_rows / kTile - 1);
+    const float* scales = kRowsB ? nullptr : p.b_scales + static_cast<int64_t>(block_row) * p.k_tiles + w.first_k;
+    const auto scale_of = [&](int k) { return kRowsB ? 1.f : __ldg(scales + k); };
+    // One product is always under way while the one before it is promoted.
+    start(s, count, group, even);
+    int k = 0;
+    for (; k + 2 < tiles; k += 2) {
+      const float scale = scale_of(k), next = scale_of(k + 1);
+      start(s, count + k + 1, group, odd);
+      products_wait<1>();
+      promote<kRowsB>(s, count + k, row_in_tile, lane, scale, even, sum);
+      start(s, count + k + 2, group, even);
+      products_wait<1>();
+      promote<kRowsB>(s, count + k + 1, row_in_tile, lane, next, odd, sum);
     }
+    const float scale = scale_of(k);
+    if (k + 1 < tiles) {
+      const float next = scale_of(k + 1);
+      start(s, count + k + 1, group, odd);
+      products_wait<1>();
+      promote<kRowsB>(s, count + k, row_in_tile, lane, scale, even, sum);
+      products_wait<0>();
+      promote<kRowsB>(s, count + k + 1, row_in_tile, lane, next, odd, sum);
+    } else {
+      products_wait<0>();
+      promote<kRowsB>(s, count + k, row_in_tile, lane, scale, even, sum);
+    }
+    count += tiles;
     const int row = w.tile_m * kTile + row_in_tile, column = w.tile_n * kTile;
     if constexpr (kOutput == kStoreBf16) {
       store_bf16(p, sum, s.turned[warp], row, column, lane);
@@ -288,8 +321,8 @@ cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int blocks, c
 }  // namespace
 
 // a: E4M3 [m, k], a_scales FP32 [k / 128, m]. b: E4M3 [experts * b_rows, k] with scales of blocks, or (rows_b) [n, k] with
-// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. m and n are multiples of 4 where their scales are given by
-// row. Returns 0, a CUDA error, -1 without the driver's library, -2 for a matrix that cannot be described.
+// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. Rows of scales by row begin
+// at multiples of 16 bytes. Returns 0, a CUDA error, -1 without the driver's library, -2 for a matrix that cannot be described.
 extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, const void* b, const float* b_scales, void* c,
                                           const int* tile_expert, const int* starts, int m, int n, int k, int b_rows,
                                           int experts, int rows_b, int output, int blocks, void* stream) {
@@ -305,9 +338,9 @@ extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, 
   const uint64_t rows_of_b = rows_b ? n : static_cast<uint64_t>(experts) * b_rows;
   bool good = describe(encode, &maps[0], true, a, m, k, kTile / kCluster) &&
               describe(encode, &maps[1], true, b, rows_of_b, k, kTile) &&
-              describe(encode, &maps[2], false, a_scales, k / kTile, m, 1);
+              describe(encode, &maps[2], false, a_scales, k / kTile, (m + 3) / 4 * 4, 1);
   maps[3] = maps[2];
-  if (rows_b) good = good && describe(encode, &maps[3], false, b_scales, k / kTile, n, 1);
+  if (rows_b) good = good && describe(encode, &maps[3], false, b_scales, k / kTile, (n + 3) / 4 * 4, 1);
   if (!good) return -2;
   const int most = p.tiles_m * p.pairs_n * (starts ? experts : 1) * kCluster;
   blocks = min(blocks / kCluster * kCluster, most);
