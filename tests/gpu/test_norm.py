@@ -16,7 +16,15 @@ BACKENDS = backends("reference", "triton")
 DTYPES = [torch.bfloat16, torch.float32]
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
 ADDING = 64 * 2.0**-24  # what FP32 sums along a row may lose: no value goes through more than 64 additions
-SIZES = [(size(4096, 9), size(7168, 1536)), (size(4096, 5), 512), (1, 2048), (3, 200), (7, 1), (2, 131), (0, 256)]
+SIZES = [
+    (size(4096, 9), size(7168, 1536)),
+    (size(4096, 5), 512),
+    (1, 2048),
+    (3, 200),
+    (7, 1),
+    (2, 131),
+    (0, 256),
+]
 
 
 def exact(x_MD: Tensor, gain_D: Tensor) -> Tensor:
@@ -46,7 +54,9 @@ def test_norm_is_its_formula(m: int, d: int, dtype: torch.dtype, backend: str) -
 @pytest.mark.parametrize("pow2", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("m", "d"), SIZES)
-def test_norm_and_quantise_is_both_steps(m: int, d: int, dtype: torch.dtype, pow2: bool, backend: str) -> None:
+def test_norm_and_quantise_is_both_steps(
+    m: int, d: int, dtype: torch.dtype, pow2: bool, backend: str
+) -> None:
     x, gain = operands(m, d, dtype)
     if m > 2:
         x[0, d // 2], x[1, 0], x[2] = torch.nan, torch.inf, 0.0

@@ -18,9 +18,7 @@ def _fake_norm(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), _per_row(x)
 
 
-def _fake_quantise(
-    x: Tensor, gain: Tensor, eps: float, pow2: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_quantise(x: Tensor, gain: Tensor, eps: float, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, k = x.shape[0], padded(x.shape[1])
     values, scales = x.new_empty(m, k, dtype=E4M3), x.new_empty(k // TILE, m, dtype=torch.float32)
     return *_fake_norm(x, gain, eps), values, scales
@@ -74,8 +72,8 @@ def rms_norm(x_MD: Tensor, gain_D: Tensor, eps: float, *, backend: str) -> tuple
 def rms_norm_quantise(
     x_MD: Tensor, gain_D: Tensor, eps: float, *, pow2: bool, backend: str
 ) -> tuple[Tensor, Tensor, Rows]:
-    """``rms_norm``, and ``quant.quantise_rows`` of its y (as rounded to the dtype of ``x``): y, scales and tiles, bit for
-    bit what the two give one after the other."""
+    """``rms_norm``, and ``quant.quantise_rows`` of its y (as rounded to the dtype of ``x``): y, scales and tiles, bit
+    for bit what the two give one after the other."""
     y_MD, scale_M, values, scales = _rms_norm_quantise(x_MD, gain_D, eps, pow2, backend=backend)
     return y_MD, scale_M, Rows(values, scales, x_MD.shape[1])
 
@@ -93,5 +91,6 @@ def rms_norm_backward(
 def rms_norm_gain_gradient(
     dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D: Tensor, *, backend: str
 ) -> None:
-    """Adds the sum over rows of dy * cast(x * scale) to ``into``, FP32 [D]. The order of addition depends on M alone."""
+    """Adds the sum over rows of dy * cast(x * scale) to ``into``, FP32 [D]. The order of additions depends on M
+    alone."""
     _rms_norm_gain_gradient(dy_MD, x_MD, scale_M, into_D, backend=backend)

@@ -26,7 +26,13 @@ def _norm(d: int, quantise: bool, limits: Limits) -> Case:
 
 def _backward(d: int, limits: Limits) -> Case:
     tiles = triton.next_power_of_2(d // TILE)
-    pointers = {"dy_ptr": "*bf16", "x_ptr": "*bf16", "scale_ptr": "*fp32", "gain_ptr": "*bf16", "dx_ptr": "*bf16"}
+    pointers = {
+        "dy_ptr": "*bf16",
+        "x_ptr": "*bf16",
+        "scale_ptr": "*fp32",
+        "gain_ptr": "*bf16",
+        "dx_ptr": "*bf16",
+    }
     return Case(
         f"backward {d}",
         kernels.backward_kernel,
