@@ -8,6 +8,9 @@ from deepseek_kernels.loss import IGNORED, cross_entropy_
 from tests.gpu.setting import DEVICE, backends, randn, same_bits, size
 
 ALL = backends("reference", "triton")
+no_numbers = pytest.mark.filterwarnings(
+    "ignore:(invalid value|overflow):RuntimeWarning"
+)  # the interpreter's numpy
 SHAPES = [(size(2048, 3), size(129280, 40001)), (5, 1000), (1, 16384), (2, 1), (0, 100)]
 
 
@@ -58,14 +61,16 @@ def test_a_row_that_is_ignored_does_not_count(backend: str) -> None:
     assert torch.allclose(logits[::2].double(), d, rtol=2.0**-8, atol=1e-6)
 
 
+@no_numbers
 @pytest.mark.parametrize("backend", ALL)
 def test_large_logits_do_not_overflow(backend: str) -> None:
     logits = torch.tensor([[3e38, -3e38, 0.0], [-3e38, -3e38, -torch.inf]], device=DEVICE)
     found = cross_entropy_(logits, torch.tensor([0, 1], device=DEVICE), 1.0, backend=backend)
-    assert torch.allclose(found.cpu(), torch.tensor([0.0, 2.0]).log1p() * 0 + torch.tensor([0.0, 0.6931472]))
+    assert torch.allclose(found.cpu(), torch.tensor([0.0, 0.6931472]))
     assert torch.allclose(logits.cpu(), torch.tensor([[0.0, 0.0, 0.0], [0.5, -0.5, 0.0]]))
 
 
+@no_numbers
 @pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_what_is_no_number_is_not_hidden(dtype: torch.dtype, backend: str) -> None:

@@ -55,7 +55,5 @@ def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor) -> Tensor
     count, size = logits_NV.shape
     loss_N = logits_NV.new_empty(count, dtype=torch.float32)
     if count:
-        cross_entropy_kernel[(count,)](
-            logits_NV, labels_N.contiguous(), scale, loss_N, size, BLOCK, **LAUNCH
-        )
+        cross_entropy_kernel[(count,)](logits_NV, labels_N.contiguous(), scale, loss_N, size, BLOCK, **LAUNCH)
     return loss_N

@@ -42,7 +42,7 @@ def gate(
     biased_NE = _comparable(biased_NE)
     if groups_kept < groups:
         biased_NGC = biased_NE.unflatten(1, (groups, -1))
-        best_NGK = biased_NGC.sort(-1, descending=True).values[..., : top_k // groups_kept]
+        best_NGK = biased_NGC.sort(dim=-1, descending=True).values[..., : top_k // groups_kept]
         kept = _first(_comparable(_sum_in_order(best_NGK)), groups_kept)
         closed_NG = torch.ones_like(biased_NGC[..., 0], dtype=torch.bool).scatter_(1, kept, False)
         biased_NE = biased_NGC.masked_fill(closed_NG.unsqueeze(-1), -torch.inf).flatten(1)
@@ -68,7 +68,7 @@ def _comparable(x: Tensor) -> Tensor:
 
 def _first(x: Tensor, count: int) -> Tensor:
     """Indices of the ``count`` largest, the lowest first among equals."""
-    return x.sort(-1, descending=True, stable=True).indices[..., :count]
+    return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def _sum_in_order(x: Tensor) -> Tensor:

@@ -64,9 +64,7 @@ def gate_kernel(
     expert = group[:, None] * C + member[None, :]
     real = ((group < G)[:, None] & (member < C)[None, :])[None, :, :]
     row = score_ptr + n * (G * C)
-    score = tl.load(
-        row[:, None, None] + expert[None, :, :], mask=(n < N)[:, None, None] & real, other=0.0
-    )
+    score = tl.load(row[:, None, None] + expert[None, :, :], mask=(n < N)[:, None, None] & real, other=0.0)
     biased = score + tl.load(bias_ptr + expert[None, :, :], mask=real, other=0.0)
     poisoned = tl.max(tl.max((biased != biased).to(tl.int32), axis=2), axis=1)
     rank = tl.where(real, rank_of(biased, expert[None, :, :]), NEVER)

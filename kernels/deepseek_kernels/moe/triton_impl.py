@@ -56,9 +56,7 @@ def expand(x_RD: Tensor, padded_to_row_P: Tensor) -> Tensor:
     if y_PD.numel():
         rows = BYTES // x_RD.element_size()
         grid = (triton.cdiv(count, rows), triton.cdiv(width, CHANNELS))
-        expand_kernel[grid](
-            x_RD, padded_to_row_P.contiguous(), y_PD, count, width, rows, CHANNELS, **LAUNCH
-        )
+        expand_kernel[grid](x_RD, padded_to_row_P.contiguous(), y_PD, count, width, rows, CHANNELS, **LAUNCH)
     return y_PD
 
 
