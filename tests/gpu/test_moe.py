@@ -13,7 +13,7 @@ from deepseek_kernels.quant import quantise_rows
 from tests.gpu.setting import DEVICE, backends, error, randn, same_bits, size
 
 ALL = backends("reference", "triton")
-ROWS, HIDDEN, TOP_K, LOCAL = size(16384, 150), size(7168, 1100), 8, 4
+ROWS, HIDDEN, TOP_K, LOCAL = size(16384, 90), size(7168, 1100), 8, 4
 GATES = [(256, 8, 4, 8), (256, 1, 1, 8), (60, 5, 2, 5), (12, 3, 2, 2), (10, 2, 2, 1), (6, 3, 2, 4)]
 
 
@@ -192,7 +192,7 @@ def test_what_is_no_number_is_not_hidden_and_not_out_of_range(wrong: float, back
         assert touched.all()
         assert not ids[4].eq(17).any()
     else:
-        assert touched[0].all()
+        assert not weights[2].isfinite().any()
         expected = gate(scores, bias, 5, 2, 5, 2.5, backend="reference")
         assert same_bits(ids, expected[0])
         assert same_bits(weights, expected[1])
@@ -207,19 +207,20 @@ def test_numbers_that_do_not_fit_are_refused(groups: int, kept: int, top_k: int,
         gate(randn(2, 60), randn(60), groups, kept, top_k, 1.0, backend="reference")
 
 
-def test_ops_are_what_their_schemas_and_fakes_say() -> None:
+@pytest.mark.parametrize("backend", ALL)
+def test_ops_are_what_their_schemas_and_fakes_say(backend: str) -> None:
     ops = torch.ops.deepseek_kernels
     _, ours, groups = drawn(6)
     x, scores = randn(6, 128, dtype=torch.bfloat16), randn(4, 60).sigmoid()
     rows = quantise_rows(x, pow2=True, backend="reference")
     ids, weights = gate(scores, randn(60), 5, 2, 5, 2.5, backend="reference")
-    for op, arguments in (
-        (ops.expand, (x, ours.padded_to_row_P)),
-        (ops.expand_rows, (rows.values, rows.scales, ours.padded_to_row_P, True)),
-        (ops.reduce, (randn(groups.padded, 128), ours.row_to_padded_RK)),
-        (ops.gate, (scores, randn(60), 5, 2, 5, 2.5)),
-        (ops.gate_backward, (weights, scores, ids, 2.5)),
+    both = "test_schema", "test_faketensor"
+    for op, arguments, tests in (
+        (ops.expand, (x, ours.padded_to_row_P), both),
+        # The schema's test multiplies, which E4M3 cannot on a CPU.
+        (ops.expand_rows, (rows.values, rows.scales, ours.padded_to_row_P, True), both[1:]),
+        (ops.reduce, (randn(groups.padded, 128), ours.row_to_padded_RK), both),
+        (ops.gate, (scores.t().contiguous().t(), randn(60), 5, 2, 5, 2.5), both),
+        (ops.gate_backward, (weights, scores.t().contiguous().t(), ids, 2.5), both),
     ):
-        torch.library.opcheck(
-            op.default, arguments, {"backend": "reference"}, test_utils=("test_schema", "test_faketensor")
-        )
+        torch.library.opcheck(op.default, arguments, {"backend": backend}, test_utils=tests)

@@ -81,10 +81,11 @@ def test_what_cannot_be_turned_in_place_is_refused() -> None:
         rotate_(x[:, :, :1].expand(-1, -1, 4, -1), turns(6, 8), inverse=False, backend="reference")
 
 
-def test_the_op_is_what_its_schema_and_fake_say() -> None:
+@pytest.mark.parametrize("backend", ALL)
+def test_the_op_is_what_its_schema_and_fake_say(backend: str) -> None:
     torch.library.opcheck(
         torch.ops.deepseek_kernels.rotate_.default,
         (randn(1, 6, 3, 8), turns(6, 8), False),
-        {"backend": "reference"},
+        {"backend": backend},
         test_utils=("test_schema", "test_faketensor"),
     )

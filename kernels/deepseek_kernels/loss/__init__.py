@@ -38,9 +38,9 @@ def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor | float, *
     """The loss of each row, logsumexp - logit[label], FP32 [N], without ``scale``. Overwrites ``logits`` (BF16 or FP32,
     contiguous) with the gradient of ``scale`` times that: (softmax - one-hot) * scale. Computed in FP32.
 
-    ``labels``: int64; a row labelled -100 does not count: loss and gradient are 0, whatever its logits are. ``scale``: a
-    number, or one element FP32 on the device. A row with a NaN or +Inf, and one whose label is no column, has a loss and
-    gradient of NaN. Raises ValueError where logits are not contiguous or labels do not fit.
+    ``labels``: int64; a row labelled -100 does not count: loss and gradient are 0, whatever its logits are. ``scale``:
+    a number, or one element FP32 on the device. A row with a NaN or +Inf, and one whose label is no column, has a loss
+    and gradient of NaN. Raises ValueError where logits are not contiguous or labels do not fit.
     """
     if not logits_NV.is_contiguous():
         raise ValueError(f"logits must be contiguous to be overwritten, strides are {logits_NV.stride()}")

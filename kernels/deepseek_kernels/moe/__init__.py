@@ -116,7 +116,7 @@ def gate(
 def _fake_gate_backward(
     d_weights_NK: Tensor, scores_NE: Tensor, ids_NK: Tensor, routed_scale: float
 ) -> Tensor:
-    return torch.empty_like(scores_NE)
+    return scores_NE.new_empty(scores_NE.shape)
 
 
 _gate_backward = define(

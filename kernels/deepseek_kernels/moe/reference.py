@@ -46,7 +46,7 @@ def gate(
         kept = _first(_comparable(_sum_in_order(best_NGK)), groups_kept)
         closed_NG = torch.ones_like(biased_NGC[..., 0], dtype=torch.bool).scatter_(1, kept, False)
         biased_NE = biased_NGC.masked_fill(closed_NG.unsqueeze(-1), -torch.inf).flatten(1)
-    ids_NK = _first(biased_NE, top_k)
+    ids_NK = _first(biased_NE, top_k).contiguous()
     chosen_NK = scores_NE.gather(1, ids_NK)
     weights_NK = chosen_NK / _at_least_smallest(_sum_in_order(chosen_NK)).unsqueeze(-1) * routed_scale
     return ids_NK, weights_NK.masked_fill(poisoned_N.unsqueeze(-1), torch.nan)
@@ -59,7 +59,7 @@ def gate_backward(d_weights_NK: Tensor, scores_NE: Tensor, ids_NK: Tensor, route
     mean_N1 = _sum_in_order(d_weights_NK * chosen_NK).unsqueeze(-1) / floored_N1
     mean_N1 = mean_N1.masked_fill(sum_N1 < SMALLEST_SUM, 0.0)  # the floor is a constant
     d_chosen_NK = (d_weights_NK - mean_N1) / floored_N1 * routed_scale
-    return torch.zeros_like(scores_NE).scatter_(1, ids_NK, d_chosen_NK)
+    return scores_NE.new_zeros(scores_NE.shape).scatter_(1, ids_NK, d_chosen_NK)
 
 
 def _comparable(x: Tensor) -> Tensor:
