@@ -69,8 +69,9 @@ def pack_e5m6(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     x_MGC = _tiles(x_MK)
     scale_MG = scale_of(amax_of(x_MGC, -1), True, LARGEST_E5M6)
     scaled = (x_MGC.float() * (1.0 / scale_MG.unsqueeze(-1))).clamp(-LARGEST_E5M6, LARGEST_E5M6)
-    bits = scaled.half().view(torch.int16).flatten(1).long() & 0xFFFF
-    codes = (bits + 7 + (bits >> 4 & 1)) >> 4
+    bits = scaled.half().view(torch.int16).long() & 0xFFFF
+    rounded = (bits + 7 + (bits >> 4 & 1)) >> 4
+    codes = torch.where(scaled.isnan(), 0x7E0, rounded).flatten(1)  # rounding may carry a NaN's payload away
     a, b, c, d, e, f, g, h = codes.unflatten(1, (-1, 8)).unbind(-1)
     words = torch.stack(
         [a | b << 12 | c << 24, c >> 8 | d << 4 | e << 16 | f << 28, f >> 4 | g << 8 | h << 20], -1
