@@ -1,138 +1,126 @@
-"""Triton kernels that transpose: 128 tokens x C channels in, C rows of 128 one-byte values out.
+"""Triton kernels that transpose: 128 tokens x C channels in, C rows of 128 tokens out.
 
-The tokens lie in four tiles, tile j those with number 4 i + j: four bytes that will be neighbours are then one word of
-one thread, and the transpose in shared memory moves words. Legend: see ``formats``; S elements from row to row,
-MW = padded M / 4 words.
+Tiles are turned first, as words of 32 bits, and quantised as rows afterwards: neighbouring tokens of a channel (two of
+BF16, four of one byte) are loaded as separate tiles, lie in one word of one thread, and the turn in shared memory moves
+words; after it a thread has 16 neighbouring tokens of few channels, so that largest values take no shared memory,
+scales few divisions, and stores 16 bytes. Legend: see ``formats``; S elements from row to row, MP = padded M.
 """
 
 import triton
 import triton.language as tl
 
-from deepseek_kernels.tile_math import four_in_a_word, inverse_of, scale_of
+from deepseek_kernels.quant.row_kernels import store_rows
 
 COLUMNS, COLUMNS_LAUNCH = 64, {"num_warps": 8, "num_stages": 1}
 BOTH_LAUNCH = {"num_warps": 8, "num_stages": 1}
-REQUANTISE, REQUANTISE_LAUNCH = 64, {"num_warps": 8, "num_stages": 1}
+REQUANTISE, REQUANTISE_LAUNCH = 128, {"num_warps": 8, "num_stages": 1}
 TRANSPOSE, TRANSPOSE_LAUNCH = 128, {"num_warps": 8, "num_stages": 1}
 
 
 @triton.jit
-def _tokens(x_ptr, first, J: tl.constexpr, channel, M, K, S):
-    """Tokens first + 4 i + J of these channels, in FP32, 0 beyond the matrix."""
-    m = first + 4 * tl.arange(0, 32) + J
-    inside = (m < M)[:, None] & (channel < K)[None, :]
-    at = (4 * tl.arange(0, 32) + J)[:, None] * S + channel[None, :]
-    return tl.load(x_ptr + first.to(tl.int64) * S + at, mask=inside, other=0.0).to(tl.float32)
+def _every(x_ptr, first, STEP: tl.constexpr, J: tl.constexpr, channel, M, K, S):
+    """Tokens first + STEP i + J of these channels, as they are; 0 beyond the matrix."""
+    row = STEP * tl.arange(0, 128 // STEP) + J
+    inside = (first + row < M)[:, None] & (channel < K)[None, :]
+    x_ptr += first.to(tl.int64) * S
+    return tl.load(x_ptr + row[:, None] * S + channel[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
-def _amax(x):
-    return tl.max(tl.abs(x), axis=0)
+def _turned_halves(x0, x1, C: tl.constexpr):
+    """Even and odd tokens, 2 x [64, C] of 16 bits -> [C, 128]."""
+    low = x0.to(tl.uint16, bitcast=True).to(tl.uint32)
+    high = x1.to(tl.uint16, bitcast=True).to(tl.uint32)
+    words = tl.trans(low | (high << 16))
+    halves = tl.join(words.to(tl.uint16), (words >> 16).to(tl.uint16))
+    return tl.reshape(halves, (C, 128)).to(x0.dtype, bitcast=True)
 
 
 @triton.jit
-def _store_columns(a, b, c, d, value_ptr, scale_ptr, first, channel, K, MW, POW2: tl.constexpr):
-    """Quantises the four tiles by column and stores them transposed."""
-    amax = tl.maximum(tl.maximum(_amax(a), _amax(b)), tl.maximum(_amax(c), _amax(d)))
-    scale = scale_of(amax, POW2)
-    inverse = inverse_of(scale)[None, :]
-    words = four_in_a_word(
-        (a * inverse).to(tl.float8e4nv),
-        (b * inverse).to(tl.float8e4nv),
-        (c * inverse).to(tl.float8e4nv),
-        (d * inverse).to(tl.float8e4nv),
-    )
-    tl.store(scale_ptr + (first // 128).to(tl.int64) * K + channel, scale, mask=channel < K)
-    _store_words(words, value_ptr, first, channel, K, MW)
+def _byte(x):
+    return x.to(tl.uint8, bitcast=True).to(tl.uint32)
 
 
 @triton.jit
-def _store_words(words, value_ptr, first, channel, K, MW):
-    at = channel.to(tl.int64)[:, None] * MW + (first // 4 + tl.arange(0, 32))[None, :]
-    tl.store(value_ptr + at, tl.trans(words), mask=(channel < K)[:, None])
+def _turned_words(x0, x1, x2, x3):
+    """Every fourth token from the first, the second, ..., 4 x [32, C] of 8 bits -> [C, 32] words."""
+    return tl.trans(_byte(x0) | (_byte(x1) << 8) | (_byte(x2) << 16) | (_byte(x3) << 24))
 
 
 @triton.jit
-def columns_kernel(x_ptr, value_ptr, scale_ptr, M, K, S, MW, POW2: tl.constexpr, C: tl.constexpr):
+def _turned_bytes(x0, x1, x2, x3, C: tl.constexpr):
+    words = _turned_words(x0, x1, x2, x3)
+    even = tl.join(words.to(tl.uint8), (words >> 16).to(tl.uint8))
+    odd = tl.join((words >> 8).to(tl.uint8), (words >> 24).to(tl.uint8))
+    return tl.reshape(tl.join(even, odd), (C, 128)).to(x0.dtype, bitcast=True)
+
+
+@triton.jit
+def columns_kernel(x_ptr, value_ptr, scale_ptr, M, K, S, MP, POW2: tl.constexpr, C: tl.constexpr):
     across = tl.cdiv(K, C)
-    first = tl.program_id(0) // across * 128
-    channel = tl.program_id(0) % across * C + tl.arange(0, C)
-    a = _tokens(x_ptr, first, 0, channel, M, K, S)
-    b = _tokens(x_ptr, first, 1, channel, M, K, S)
-    c = _tokens(x_ptr, first, 2, channel, M, K, S)
-    d = _tokens(x_ptr, first, 3, channel, M, K, S)
-    _store_columns(a, b, c, d, value_ptr, scale_ptr, first, channel, K, MW, POW2)
-
-
-@triton.jit
-def _store_rows(x, value_ptr, scale_ptr, first, J: tl.constexpr, g, channel, M, KP, POW2: tl.constexpr):
-    """Quantises tokens first + 4 i + J by row."""
-    row = 4 * tl.arange(0, 32) + J
-    scale = scale_of(tl.max(tl.abs(x), axis=1), POW2)
-    values = (x * inverse_of(scale)[:, None]).to(tl.float8e4nv)
-    at = row[:, None] * KP + channel[None, :]
-    tl.store(value_ptr + first.to(tl.int64) * KP + at, values, mask=(first + row < M)[:, None])
-    tl.store(scale_ptr + g.to(tl.int64) * M + first + row, scale, mask=first + row < M)
+    tile = tl.program_id(0) // across
+    start = tl.program_id(0) % across * C
+    channel = start + tl.arange(0, C)
+    if x_ptr.dtype.element_ty.primitive_bitwidth == 16:
+        x0 = _every(x_ptr, tile * 128, 2, 0, channel, M, K, S)
+        x1 = _every(x_ptr, tile * 128, 2, 1, channel, M, K, S)
+        turned = _turned_halves(x0, x1, C).to(tl.float32)
+    else:
+        turned = tl.trans(_every(x_ptr, tile * 128, 1, 0, channel, M, K, S))
+    store_rows(turned, value_ptr, scale_ptr, start, 1, 0, tile, K, MP, POW2, C)
 
 
 @triton.jit
 def both_kernel(
-    x_ptr, value_ptr, scale_ptr, value_t_ptr, scale_t_ptr, M, K, S, KP, MW, POW2: tl.constexpr
+    x_ptr, value_ptr, scale_ptr, value_t_ptr, scale_t_ptr, M, K, S, KP, MP, POW2: tl.constexpr
 ):
     across = KP // 128
-    first = tl.program_id(0) // across * 128
+    tile = tl.program_id(0) // across
     g = tl.program_id(0) % across
     channel = g * 128 + tl.arange(0, 128)
-    a = _tokens(x_ptr, first, 0, channel, M, K, S)
-    b = _tokens(x_ptr, first, 1, channel, M, K, S)
-    c = _tokens(x_ptr, first, 2, channel, M, K, S)
-    d = _tokens(x_ptr, first, 3, channel, M, K, S)
-    _store_rows(a, value_ptr, scale_ptr, first, 0, g, channel, M, KP, POW2)
-    _store_rows(b, value_ptr, scale_ptr, first, 1, g, channel, M, KP, POW2)
-    _store_rows(c, value_ptr, scale_ptr, first, 2, g, channel, M, KP, POW2)
-    _store_rows(d, value_ptr, scale_ptr, first, 3, g, channel, M, KP, POW2)
-    _store_columns(a, b, c, d, value_t_ptr, scale_t_ptr, first, channel, K, MW, POW2)
-
-
-@triton.jit
-def _scaled_tokens(x_ptr, scale_ptr, first, J: tl.constexpr, channel, g, M, K, S):
-    m = first + 4 * tl.arange(0, 32) + J
-    scale = tl.load(scale_ptr + g.to(tl.int64) * M + m, mask=m < M, other=0.0)
-    return _tokens(x_ptr, first, J, channel, M, K, S) * scale[:, None]
+    if x_ptr.dtype.element_ty.primitive_bitwidth == 16:
+        x0 = _every(x_ptr, tile * 128, 2, 0, channel, M, K, S)
+        x1 = _every(x_ptr, tile * 128, 2, 1, channel, M, K, S)
+        store_rows(x0.to(tl.float32), value_ptr, scale_ptr, tile * 128, 2, 0, g, M, KP, POW2, 64)
+        store_rows(x1.to(tl.float32), value_ptr, scale_ptr, tile * 128, 2, 1, g, M, KP, POW2, 64)
+        turned = _turned_halves(x0, x1, 128).to(tl.float32)
+    else:
+        x = _every(x_ptr, tile * 128, 1, 0, channel, M, K, S)
+        store_rows(x, value_ptr, scale_ptr, tile * 128, 1, 0, g, M, KP, POW2, 128)
+        turned = tl.trans(x)
+    store_rows(turned, value_t_ptr, scale_t_ptr, g * 128, 1, 0, tile, K, MP, POW2, 128)
 
 
 @triton.jit
 def requantise_kernel(
-    x_ptr, x_scale_ptr, value_ptr, scale_ptr, M, K, S, MW, POW2: tl.constexpr, C: tl.constexpr
+    x_ptr, x_scale_ptr, value_ptr, scale_ptr, M, K, S, MP, POW2: tl.constexpr, C: tl.constexpr
 ):
     across = tl.cdiv(K, C)
-    first = tl.program_id(0) // across * 128
+    tile = tl.program_id(0) // across
     start = tl.program_id(0) % across * C
-    g = start // 128
     channel = start + tl.arange(0, C)
-    a = _scaled_tokens(x_ptr, x_scale_ptr, first, 0, channel, g, M, K, S)
-    b = _scaled_tokens(x_ptr, x_scale_ptr, first, 1, channel, g, M, K, S)
-    c = _scaled_tokens(x_ptr, x_scale_ptr, first, 2, channel, g, M, K, S)
-    d = _scaled_tokens(x_ptr, x_scale_ptr, first, 3, channel, g, M, K, S)
-    _store_columns(a, b, c, d, value_ptr, scale_ptr, first, channel, K, MW, POW2)
+    x0 = _every(x_ptr, tile * 128, 4, 0, channel, M, K, S)
+    x1 = _every(x_ptr, tile * 128, 4, 1, channel, M, K, S)
+    x2 = _every(x_ptr, tile * 128, 4, 2, channel, M, K, S)
+    x3 = _every(x_ptr, tile * 128, 4, 3, channel, M, K, S)
+    m = tile * 128 + tl.arange(0, 128)
+    scale = tl.load(x_scale_ptr + (start // 128).to(tl.int64) * M + m, mask=m < M, other=0.0)
+    turned = _turned_bytes(x0, x1, x2, x3, C).to(tl.float32) * scale[None, :]
+    store_rows(turned, value_ptr, scale_ptr, start, 1, 0, tile, K, MP, POW2, C)
 
 
 @triton.jit
-def _bytes(x_ptr, J: tl.constexpr, channel, K):
-    return tl.load(x_ptr + (4 * tl.arange(0, 32) + J)[:, None] * K + channel[None, :])
-
-
-@triton.jit
-def transpose_kernel(x_ptr, y_ptr, N, K, C: tl.constexpr):
+def transpose_kernel(x_ptr, word_ptr, N, K, C: tl.constexpr):
     """[E, N, K] bytes to [E, K, N]; N and K multiples of 128."""
     across = K // C
     block_row = tl.program_id(0) // across  # over all experts
     channel = tl.program_id(0) % across * C + tl.arange(0, C)
     expert = (block_row // (N // 128)).to(tl.int64)
-    first = block_row % (N // 128) * 128
-    x_ptr += block_row.to(tl.int64) * 128 * K
-    words = four_in_a_word(
-        _bytes(x_ptr, 0, channel, K), _bytes(x_ptr, 1, channel, K),
-        _bytes(x_ptr, 2, channel, K), _bytes(x_ptr, 3, channel, K),
-    )
-    _store_words(words, y_ptr + expert * K * (N // 4), first, channel, K, N // 4)
+    x_ptr += expert * N * K
+    n = block_row % (N // 128) * 128
+    x0 = _every(x_ptr, n, 4, 0, channel, N, K, K)
+    x1 = _every(x_ptr, n, 4, 1, channel, N, K, K)
+    x2 = _every(x_ptr, n, 4, 2, channel, N, K, K)
+    x3 = _every(x_ptr, n, 4, 3, channel, N, K, K)
+    at = (expert * K + channel)[:, None] * (N // 4) + (n // 4 + tl.arange(0, 32))[None, :]
+    tl.store(word_ptr + at, _turned_words(x0, x1, x2, x3))

@@ -43,7 +43,7 @@ def pack_kernel(x_ptr, word_ptr, scale_ptr, M, K, S, tiles, R: tl.constexpr):
     x_ptr += first.to(tl.int64) * S
     x = tl.load(x_ptr + row[:, None] * S + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32)
     scale = scale_of(tl.max(tl.abs(x), axis=1), True, LARGEST_E5M6)
-    a, b, c, d, e, f, g, h = _eighths(_code(x * inverse_of(scale)[:, None]), R, 16)
+    a, b, c, d, e, f, g, h = _eighths(_code(x * inverse_of(scale, True)[:, None]), R, 16)
     group = tl.arange(0, 16)
     word_ptr += first.to(tl.int64) * (tiles * 48)
     at = word_ptr + row[:, None] * (tiles * 48) + (tile * 48 + group * 3)[None, :]

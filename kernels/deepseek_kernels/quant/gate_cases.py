@@ -37,7 +37,7 @@ CASES = (
         _case(
             f"columns {x}",
             columns.columns_kernel,
-            f"{x} i32 fp32",
+            f"{x} fp8e4nv fp32",
             {"POW2": True, "C": columns.COLUMNS},
             columns.COLUMNS_LAUNCH,
             Limits(64, 16384, _WIDE),
@@ -48,7 +48,7 @@ CASES = (
         _case(
             f"both {x}",
             columns.both_kernel,
-            f"{x} fp8e4nv fp32 i32 fp32",
+            f"{x} fp8e4nv fp32 fp8e4nv fp32",
             {"POW2": True},
             columns.BOTH_LAUNCH,
             Limits(128, 32768, _WIDE),
@@ -58,7 +58,7 @@ CASES = (
     _case(
         "requantise columns",
         columns.requantise_kernel,
-        "fp8e4nv fp32 i32 fp32",
+        "fp8e4nv fp32 fp8e4nv fp32",
         {"POW2": True, "C": columns.REQUANTISE},
         columns.REQUANTISE_LAUNCH,
         Limits(64, 16384, _WIDE),

@@ -62,7 +62,7 @@ def transpose_values(values: Tensor) -> Tensor:
 
 def dequantise(values: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     scale_MK = scales.t().repeat_interleave(TILE, 1)
-    return (values.float() * scale_MK)[:, :width].to(dtype)
+    return (values.float() * scale_MK)[:, :width].to(dtype).contiguous()
 
 
 def pack_e5m6(x_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,4 +85,4 @@ def unpack_e5m6(words: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -
         [p, p >> 12, p >> 24 | q << 8, q >> 4, q >> 16, q >> 28 | r << 4, r >> 8, r >> 20], -1
     ).flatten(1)
     halves = ((codes & 0xFFF) << 4).to(torch.int16).view(torch.float16)
-    return (halves.float() * scales.t().repeat_interleave(TILE, 1))[:, :width].to(dtype)
+    return (halves.float() * scales.t().repeat_interleave(TILE, 1))[:, :width].to(dtype).contiguous()

@@ -16,20 +16,32 @@ BLOCKS_LAUNCH = {"num_warps": 8, "num_stages": 1}
 
 
 @triton.jit
+def store_rows(
+    x, value_ptr, scale_ptr, first, STEP: tl.constexpr, J: tl.constexpr, g, M, KP, POW2: tl.constexpr,
+    R: tl.constexpr,
+):
+    """Quantises [R, 128], rows first + STEP i + J of M and the tile g of each."""
+    row = STEP * tl.arange(0, R) + J
+    inside = first + row < M
+    scale = scale_of(tl.max(tl.abs(x), axis=1), POW2)
+    values = (x * inverse_of(scale, POW2)[:, None]).to(tl.float8e4nv)
+    value_ptr += first.to(tl.int64) * KP + g * 128
+    at = row.to(tl.int64)[:, None] * KP + tl.arange(0, 128)[None, :]
+    tl.store(value_ptr + at, values, mask=inside[:, None])
+    tl.store(scale_ptr + g.to(tl.int64) * M + first + row, scale, mask=inside)
+
+
+@triton.jit
 def rows_kernel(x_ptr, value_ptr, scale_ptr, M, K, S, KP, POW2: tl.constexpr, R: tl.constexpr):
     tiles = KP // 128
     first = tl.program_id(0) // tiles * R
     g = tl.program_id(0) % tiles
     row = tl.arange(0, R)
     k = g * 128 + tl.arange(0, 128)
-    inside = (first + row < M)[:, None]
+    inside = (first + row < M)[:, None] & (k < K)[None, :]
     x_ptr += first.to(tl.int64) * S
-    x = tl.load(x_ptr + row[:, None] * S + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32)
-    scale = scale_of(tl.max(tl.abs(x), axis=1), POW2)
-    values = (x * inverse_of(scale)[:, None]).to(tl.float8e4nv)
-    value_ptr += first.to(tl.int64) * KP
-    tl.store(value_ptr + row[:, None] * KP + k[None, :], values, mask=inside)
-    tl.store(scale_ptr + g.to(tl.int64) * M + first + row, scale, mask=first + row < M)
+    x = tl.load(x_ptr + row[:, None] * S + k[None, :], mask=inside, other=0.0).to(tl.float32)
+    store_rows(x, value_ptr, scale_ptr, first, 1, 0, g, M, KP, POW2, R)
 
 
 @triton.jit
@@ -62,7 +74,7 @@ def blocks_kernel(w_ptr, value_ptr, scale_ptr, N, K, NP, KP, POW2: tl.constexpr)
     inside = (first + row < N)[:, None] & (k < K)[None, :]
     w = tl.load(w_ptr + row[:, None] * K + k[None, :], mask=inside, other=0.0).to(tl.float32)
     scale = scale_of(tl.max(tl.max(tl.abs(w), axis=1), axis=0), POW2)
-    values = (w * inverse_of(scale)).to(tl.float8e4nv)
+    values = (w * inverse_of(scale, POW2)).to(tl.float8e4nv)
     value_ptr += block_row.to(tl.int64) * 128 * KP
     tl.store(value_ptr + row[:, None] * KP + k[None, :], values)
     tl.store(scale_ptr + tl.program_id(0), scale)
