@@ -25,7 +25,7 @@ from deepseek_kernels.registry import interpreting  # noqa: E402
 from deepseek_kernels.testing import interpreter  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-REHEARSAL_SHRINK = 128
+REHEARSAL_SHRINK = 64
 
 
 def contests(device: torch.device, shrink: int) -> Iterator[Contest]:
