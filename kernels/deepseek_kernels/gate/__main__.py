@@ -15,7 +15,7 @@ from deepseek_kernels.gate.case import Case
 from deepseek_kernels.gate.machine_code import compiled, faults
 from deepseek_kernels.registry import interpreting
 
-FAMILIES = ("quant",)
+FAMILIES = ("attention", "quant")
 
 
 def main(families: list[str]) -> int:
