@@ -16,7 +16,7 @@ from deepseek_kernels.gate.cuda_sources import LIMITS, compile_source
 from deepseek_kernels.gate.machine_code import compiled, faults
 from deepseek_kernels.registry import interpreting
 
-FAMILIES = ("gemm", "loss", "moe", "norm", "optim", "quant", "rope", "swiglu",)
+FAMILIES = ("attention", "gemm", "loss", "moe", "norm", "optim", "quant", "rope", "swiglu",)
 
 
 def main(families: list[str]) -> int:
