@@ -17,7 +17,7 @@ if not Path("/dev/nvidiactl").exists():
 
 import torch  # noqa: E402
 
-from benchmarks.kernel import memory_bound, products  # noqa: E402
+from benchmarks.kernel import attention_bound, memory_bound, products  # noqa: E402
 from benchmarks.kernel.contest import Contest  # noqa: E402
 from benchmarks.kernel.measure import ceilings, race  # noqa: E402
 from benchmarks.kernel.report import facts, table, write  # noqa: E402
@@ -30,6 +30,7 @@ REHEARSAL_SHRINK = 64
 
 def contests(device: torch.device, shrink: int) -> Iterator[Contest]:
     yield from products.contests(device, shrink)
+    yield from attention_bound.contests(device, shrink)
     yield from memory_bound.contests(device, shrink)
 
 
