@@ -24,6 +24,7 @@ def _run(
     output: int,
     sms: int,
     accumulate: str,
+    halves: int = 0,
 ) -> None:
     if accumulate != "promoted":
         raise BackendUnavailable(f"accumulate={accumulate!r} is emulated by the reference alone, this is cuda")
@@ -49,6 +50,7 @@ def _run(
         experts,
         int(rows_b),
         output,
+        halves,
         blocks,
         torch.cuda.current_stream(a.device).cuda_stream,
     )
