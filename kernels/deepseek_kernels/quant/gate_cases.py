@@ -77,7 +77,7 @@ CASES = (
     _case(
         "transpose",
         columns.transpose_kernel,
-        "u8 i32",
+        "u8 u8",
         {"C": columns.TRANSPOSE},
         columns.TRANSPOSE_LAUNCH,
         Limits(64, 32768, _WIDE),

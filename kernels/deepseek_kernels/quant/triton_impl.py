@@ -136,7 +136,7 @@ def transpose_values(values: Tensor) -> Tensor:
         grid = (values.numel() // (TILE * columns.TRANSPOSE),)
         columns.transpose_kernel[grid](
             values.view(torch.uint8),
-            turned.view(torch.int32),
+            turned.view(torch.uint8),
             n,
             k,
             columns.TRANSPOSE,
