@@ -12,7 +12,7 @@ import triton
 from benchmarks.kernel.contest import Ceilings, Result
 
 
-def facts(device: torch.device) -> dict[str, str]:
+def facts(device: torch.device, revision: str | None = None) -> dict[str, str]:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
@@ -21,7 +21,7 @@ def facts(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         "python": platform.python_version(),
-        "revision": done.stdout.strip() or "unknown",
+        "revision": revision or done.stdout.strip() or "unknown",
     }
 
 

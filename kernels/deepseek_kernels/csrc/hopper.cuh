@@ -68,9 +68,20 @@ __device__ __forceinline__ void load_box_for(const CUtensorMap* map, uint64_t* b
       : "memory");
 }
 
-__device__ __forceinline__ void prefetch_l2(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+// What ordinary stores have written to shared memory is there for the copies that this thread starts next.
+__device__ __forceinline__ void show_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Adds FP32 numbers in shared memory to global ones, in the L2 cache. Both ends and the size are multiples of 16 bytes.
+__device__ __forceinline__ void add_row(void* to, const void* from, uint32_t bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
 }
+__device__ __forceinline__ void add_rows_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until what this thread adds has been read from shared memory.
+__device__ __forceinline__ void add_rows_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+// Until all of it has been added.
+__device__ __forceinline__ void add_rows_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // ---- warpgroup matrix product: d[64] (64 x 128, FP32) = or += a (64 x 32) b^T (128 x 32), both E4M3 in shared memory
 
@@ -81,7 +92,18 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
 
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void products_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+// Until at most kUnderWay committed groups are still being multiplied.
+template <int kUnderWay>
+__device__ __forceinline__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kUnderWay) : "memory");
+}
+
+// Results are in registers that the compiler believes to be ready all along: it must not move what uses them across this.
+__device__ __forceinline__ void hold(float (&d)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
 
 #define HOPPER_F8(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])

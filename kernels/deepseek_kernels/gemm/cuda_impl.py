@@ -31,12 +31,14 @@ def _run(
     if not (m and n and k):
         return
     experts = len(b) if b.ndim == 3 else 1 if starts is None else len(starts) - 1
+    # Named, for they must outlive the call.
+    a_scales, b_scales = _aligned(a_scales), _aligned(b_scales) if rows_b else b_scales
     blocks = sms or torch.cuda.get_device_properties(a.device).multi_processor_count
     code = cuda_function("block_scaled_gemm", "deepseek_block_scaled_gemm")(
         a.data_ptr(),
-        _aligned(a_scales).data_ptr(),
+        a_scales.data_ptr(),
         b.data_ptr(),
-        (_aligned(b_scales) if rows_b else b_scales).data_ptr(),
+        b_scales.data_ptr(),
         into.data_ptr(),
         tile_expert.data_ptr() if tile_expert is not None else None,
         starts.data_ptr() if starts is not None else None,
@@ -59,7 +61,7 @@ def _run(
 
 def _aligned(scales_GM: Tensor) -> Tensor:
     """The copy engine reads rows that begin at multiples of 16 bytes."""
-    return functional.pad(scales_GM, (0, -scales_GM.shape[1] % 4))
+    return functional.pad(scales_GM, (0, -scales_GM.shape[1] % 4)) if scales_GM.shape[1] % 4 else scales_GM
 
 
 def gemm(
