@@ -27,7 +27,9 @@ def _run(
     halves: int = 0,
 ) -> None:
     if accumulate != "promoted":
-        raise BackendUnavailable(f"accumulate={accumulate!r} is emulated by the reference alone, this is cuda")
+        raise BackendUnavailable(
+            f"accumulate={accumulate!r} is emulated by the reference alone, this is cuda"
+        )
     m, n, k = into.shape[-2], into.shape[-1], a.shape[1]
     if not (m and n and k):
         return

@@ -42,8 +42,8 @@ def forward_kernel(
     BAND: tl.constexpr,
 ):
     """``a`` [M, KP], ``b`` [E NP, KP], ``y`` [M, N]: descriptors, all of blocks 128 x 128 but those of ``_half``, which
-    are 64 columns of ``y`` (64 rows of ``b``). ``expert_ptr``: for each tile of rows, or None. Without ``WIDE`` tiles are
-    128 x 128 and the halves are left alone."""
+    are 64 columns of ``y`` (64 rows of ``b``). ``expert_ptr``: for each tile of rows, or None. Without ``WIDE`` tiles
+    are 128 x 128 and the halves are left alone."""
     blocks = NP // 128
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
         m, n = place_of(tile, tiles_m, tiles_n, BAND)
