@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.overlap.times import F, I, block_times
+from deepseek_kernels.formats import TILE
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
@@ -22,7 +23,7 @@ from deepseek_train.model.stage import Stage
 from deepseek_train.parallel.expert.dispatcher import two_hop
 from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.parallel.expert.journey import WireFormats
-from deepseek_train.parallel.expert.wire import TILE, WireFormat
+from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue, allocate_main_grads
 from deepseek_train.pipeline.trace import Trace

@@ -158,6 +158,13 @@ def _curves(o: OptimConfig) -> Iterator[Problem]:
         yield Problem("optim.eps", f"{o.eps} is not a positive number", "V3 uses 1e-8.")
 
 
+def _fp8(run: RunConfig) -> Iterator[Problem]:
+    fp8 = run.precision.fp8
+    if fp8 is not None and fp8.weights.tile == "1x128":
+        what = "1x128, but rows of a weight become columns of its transpose: one scale cannot serve both products"
+        yield Problem("precision.fp8.weights.tile", what, "Write 128x128 (V3) or tensor.")
+
+
 def _rest(run: RunConfig) -> Iterator[Problem]:
     for where, text in (("name", run.name), ("run_dir", run.run_dir), ("data.path", run.data.path)):
         if not text or text == "???":
@@ -192,6 +199,7 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
         )
     if not 0.0 <= run.data.fim_rate <= 1.0:
         yield Problem("data.fim_rate", f"{run.data.fim_rate} is not a share", "Use a number from 0 to 1.")
+    yield from _fp8(run)
     if run.precision.moments == "bf16" and run.optim.beta2 > 0.996:
         yield Problem(
             "precision.moments",

@@ -53,8 +53,9 @@ def known_keys(kind: Any, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, hint in get_type_hints(kind).items():
         keys.append(prefix + name)
-        if is_dataclass(hint):
-            keys += known_keys(hint, f"{prefix}{name}.")
+        may_be_null = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        for group in filter(is_dataclass, may_be_null):
+            keys += known_keys(group, f"{prefix}{name}.")
     return keys
 
 

@@ -97,6 +97,37 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class TilesConfig:
+    """How tensors of one class become FP8: what shares a scale, and what a scale may be."""
+
+    # Elements along the contraction that share a scale, or a square of both axes, or all of the tensor.
+    tile: Literal["1x128", "128x128", "tensor"] = "1x128"
+    scale: Literal["fp32", "pow2"] = "fp32"  # amax / 448 as it is, or rounded up to a power of two
+
+
+@dataclass(frozen=True)
+class Fp8Config:
+    """What is FP8 (E4M3) in training, and how (V3 report section 3.3); the defaults are V3's. All else is
+    ``PrecisionConfig.params``."""
+
+    activations: TilesConfig = TilesConfig()  # inputs of linears
+    gradients: TilesConfig = TilesConfig()  # of their results, for input gradients
+    weights: TilesConfig = TilesConfig("128x128")  # 128x128 or tensor
+    weight_gradients: TilesConfig = (
+        TilesConfig()
+    )  # both operands of weight gradients: the contraction is tokens
+    expert_inputs: TilesConfig = TilesConfig(
+        scale="pow2"
+    )  # what is dispatched, and the shared expert's input
+    expert_gradients: TilesConfig = TilesConfig(scale="pow2")  # of routed experts' results
+    attention_output: Literal["e5m6", "fp8", "params"] = "e5m6"  # as it waits for its weight gradient
+    swiglu_inputs: Literal["fp8", "params"] = "fp8"  # as they wait for the backward pass
+    # promoted: tiles are added in FP32. hopper, unpromoted: as tensor cores alone add, inside tiles or all along (the
+    # reference alone can; slow).
+    accumulate: Literal["promoted", "hopper", "unpromoted"] = "promoted"
+
+
+@dataclass(frozen=True)
 class PrecisionConfig:
     """Formats of what is stored. Master weights and gradient accumulation are always FP32."""
 
@@ -106,6 +137,23 @@ class PrecisionConfig:
     # With ep 1 nothing travels, and nothing is rounded.
     dispatch: Literal["params", "bf16", "fp8"] = "params"
     combine: Literal["params", "bf16"] = "params"
+    fp8: Fp8Config | None = None  # linears and experts from FP8 operands; None: in ``params``
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """The backend of each family of kernels. auto: the plain-torch reference on CPUs, Triton on GPUs (attention:
+    torch's own). A backend that is named and cannot run is an error."""
+
+    quant: str = "auto"
+    gemm: str = "auto"
+    norm: str = "auto"
+    swiglu: str = "auto"
+    moe: str = "auto"
+    attention: str = "auto"
+    rope: str = "auto"
+    loss: str = "auto"
+    optim: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -215,6 +263,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     monitor: MonitorConfig
     cluster: ClusterConfig
+    kernels: KernelConfig = KernelConfig()
     run_dir: str = "runs/${name}"
     seed: int = 0
     resume: Literal["auto", "never", "must"] = "auto"  # auto: go on from the run folder's newest checkpoint

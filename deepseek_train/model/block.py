@@ -72,7 +72,7 @@ class MoeBlock(_Attention):
         self.index, self.dispatcher = index, context.dispatcher
         self.router = Router(context)
         inner = self.m.num_shared_experts * self.m.expert_ffn_size
-        self.shared = FeedForward(context, inner) if inner else None
+        self.shared = FeedForward(context, inner, expert=True) if inner else None
         self.experts = Experts(context)
 
     def phases(self) -> Row:

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deepseek_kernels.choice import REFERENCE, Kernels
 from deepseek_train.config.schema import ModelConfig
+from deepseek_train.fp8.room import Fp8
 from deepseek_train.parallel.expert.dispatcher import LOCAL, Dispatcher
 from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
@@ -12,8 +14,8 @@ from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 
 @dataclass(frozen=True)
 class ModelContext:
-    """Architecture, where weight gradients wait, how tokens get to their experts, what weights are made of, and
-    which activations are not kept."""
+    """Architecture, where weight gradients wait, how tokens get to their experts, what weights are made of, which
+    activations are not kept, whose kernels compute, and, in FP8 training, how."""
 
     model: ModelConfig
     queue: WeightGradQueue
@@ -21,6 +23,8 @@ class ModelContext:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     recompute: Recomputation = field(default_factory=Recomputation)
+    kernels: Kernels = REFERENCE
+    fp8: Fp8 | None = None
 
     def weight(self, *shape: int) -> Weight:
         """An uninitialised weight; ``init`` fills it."""

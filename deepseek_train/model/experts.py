@@ -5,6 +5,8 @@ Legend: A assignments grouped by expert, R received rows, D hidden, F feed-forwa
 
 from torch import Tensor, nn
 
+from deepseek_train.fp8.experts import fp8_experts
+from deepseek_train.fp8.order import Order
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import grouped_linear
 from deepseek_train.model.swiglu import forgettable_swiglu
@@ -24,8 +26,13 @@ class Experts(nn.Module):
 
     def forward(self, dispatched: Dispatched) -> Tensor:
         """Weighted sum over this rank's experts for every received row: y_RD."""
-        rows_E = dispatched.arrivals.rows_E
+        arrivals, fp8 = dispatched.arrivals, self.context.fp8
+        rows_E = arrivals.rows_E
+        if fp8 is not None:
+            x_RD, weights_RK = dispatched.x_RD, dispatched.weights_RK
+            order = Order.of(arrivals.assignment_to_slot_A, rows_E, *weights_RK.shape)
+            return fp8_experts(x_RD, weights_RK, order, self.gate_up, self.down, fp8)
         x_AD, weights_A = expand(dispatched)
         gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue)
         h_AF = forgettable_swiglu(self.context, gate_up_AF, weights_A)
-        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), dispatched.arrivals)
+        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), arrivals)

@@ -16,6 +16,7 @@ from deepseek_train.model.context import ModelContext
 from deepseek_train.model.embed import embed
 from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import forgettable_norm, rms_norm, wide
+from deepseek_train.model.project import project
 from deepseek_train.phases.phase import Phase, Row, under
 from deepseek_train.phases.values import Hidden
 from deepseek_train.phases.wgrad import Weight
@@ -101,7 +102,7 @@ class MtpModule(nn.Module):
         length, start, queue = hidden.x_BTD.shape[1], self.depth + 1, self.context.queue
         embedded_BTD = embed(hidden.batch.tokens[:, start : start + length], self.shared[0], queue)
         both = self.context.recompute.region("norm", self._normed, embedded_BTD, hidden.x_BTD)
-        return hidden.moved_to(linear(both, self.join, queue))
+        return hidden.moved_to(project(both, self.join, self.context))
 
     def _normed(self, embedded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
         eps, queue = self.m.norm_eps, self.context.queue

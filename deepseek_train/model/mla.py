@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deepseek_train.model.context import ModelContext
-from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import forgettable_norm
+from deepseek_train.model.project import project, project_attended, project_both
 from deepseek_train.model.rope import rotate, softmax_scale
 
 
@@ -20,7 +20,7 @@ class LatentAttention(nn.Module):
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         m = self.m = context.model
-        self.context, self.queue, self.scale = context, context.queue, softmax_scale(m)
+        self.context, self.scale = context, softmax_scale(m)
         weight = context.weight
         q_out = m.num_heads * (m.qk_nope_head_dim + m.qk_rope_head_dim)
         if m.q_lora_rank is None:
@@ -36,11 +36,13 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, turns_TR: Tensor) -> Tensor:
         """Attention output [B, T, D]; ``turns_TR`` from ``rope.rotations``."""
-        m, queue, context = self.m, self.queue, self.context
-        q_latent = x_BTD
-        if m.q_lora_rank is not None:
-            q_latent = forgettable_norm(linear(x_BTD, self.q_a, queue), self.q_a_norm, context)
-        latent, k_rope = linear(x_BTD, self.kv_a, queue).split([m.kv_lora_rank, m.qk_rope_head_dim], -1)
+        m, context = self.m, self.context
+        if m.q_lora_rank is None:
+            q_latent, compressed = x_BTD, project(x_BTD, self.kv_a, context)
+        else:
+            q_latent, compressed = project_both(x_BTD, self.q_a, self.kv_a, context)
+            q_latent = forgettable_norm(q_latent, self.q_a_norm, context)
+        latent, k_rope = compressed.split([m.kv_lora_rank, m.qk_rope_head_dim], -1)
         kv_latent = forgettable_norm(latent, self.kv_a_norm, context)
 
         def up(q_latent: Tensor, kv_latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
@@ -51,18 +53,18 @@ class LatentAttention(nn.Module):
         out_BTO = context.recompute.region(
             "mla_up", lambda out: out[..., : m.v_head_dim].flatten(-2), causal(q, k, v, self.scale)
         )
-        return linear(out_BTO, self.o, queue)
+        return project_attended(out_BTO, self.o, context)
 
     def _heads(
         self, q_BTC: Tensor, kv_BTC: Tensor, k_rope_BTR: Tensor, turns_TR: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Latents to queries, keys and values of all heads: q_BTHQ, k_BTHQ, v_BTHV."""
-        m, queue = self.m, self.queue
-        q = linear(q_BTC, self.q if m.q_lora_rank is None else self.q_b, queue)
+        m, context = self.m, self.context
+        q = project(q_BTC, self.q if m.q_lora_rank is None else self.q_b, context)
         q_nope, q_rope = q.unflatten(-1, (m.num_heads, -1)).split(
             [m.qk_nope_head_dim, m.qk_rope_head_dim], -1
         )
-        kv = linear(kv_BTC, self.kv_b, queue).unflatten(-1, (m.num_heads, -1))
+        kv = project(kv_BTC, self.kv_b, context).unflatten(-1, (m.num_heads, -1))
         k_nope, v_BTHV = kv.split([m.qk_nope_head_dim, m.v_head_dim], -1)
         k_rope = rotate(k_rope_BTR.unsqueeze(2), turns_TR).expand(-1, -1, m.num_heads, -1)
         return torch.cat([q_nope, rotate(q_rope, turns_TR)], -1), torch.cat([k_nope, k_rope], -1), v_BTHV

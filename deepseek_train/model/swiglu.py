@@ -11,6 +11,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from deepseek_train.fp8.feed_forward import fp8_feed_forward
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import linear
 
@@ -57,15 +58,20 @@ def forgettable_swiglu(context: ModelContext, gate_up: Tensor, weight_N: Tensor 
 
 
 class FeedForward(nn.Module):
-    """W_down swiglu(W_gate_up x): the FFN of dense layers and the shared expert."""
+    """W_down swiglu(W_gate_up x): the FFN of dense layers and the shared ``expert``."""
 
-    def __init__(self, context: ModelContext, inner: int) -> None:
+    def __init__(self, context: ModelContext, inner: int, *, expert: bool = False) -> None:
         super().__init__()
+        self.expert = expert
         hidden = context.model.hidden_size
         self.context, self.queue = context, context.queue
         self.gate_up = context.weight(2 * inner, hidden)
         self.down = context.weight(hidden, inner)
 
     def forward(self, x: Tensor) -> Tensor:
+        fp8 = self.context.fp8
+        if fp8 is not None:
+            storage = fp8.recipe.expert_inputs if self.expert else fp8.recipe.inputs
+            return fp8_feed_forward(x, self.gate_up, self.down, fp8, storage)
         y = forgettable_swiglu(self.context, linear(x, self.gate_up, self.queue))
         return linear(y, self.down, self.queue)

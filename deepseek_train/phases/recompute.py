@@ -43,6 +43,13 @@ class Recomputation:
             self._remember(run, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
         return outputs
 
+    def derived(self, run: Callable[..., Made], *inputs: Tensor) -> Made:
+        """``run(*inputs)``, as pure, and forgotten where an input is: what can be made of it again need not be kept."""
+        outputs = run(*inputs)
+        if torch.is_grad_enabled() and any(self._product(tensor) for tensor in inputs):
+            self._remember(run, inputs, outputs if isinstance(outputs, tuple) else (outputs,))
+        return outputs
+
     def row(self, row: Row) -> Row:
         """The phases, forgetting; those that are recomputed as a whole have nothing left to forget."""
         if not self.kinds - {"block"}:
@@ -67,16 +74,28 @@ class Recomputation:
         self, run: Callable[..., Any], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
     ) -> None:
         given = [tensor.untyped_storage() for tensor in inputs]
+        # A view of an input is no product: its recipe would keep the memory that it is to free.
+        made = {
+            index: output
+            for index, output in enumerate(outputs)
+            if output.untyped_storage() not in self._products
+            and not any(output.untyped_storage() is one for one in given)
+        }
+        if not made:
+            return
         recipe = _Recipe(run, [self._pack(tensor.detach()) for tensor in inputs])
-        for index, output in enumerate(outputs):
-            storage = output.untyped_storage()
-            # A view of an input is no product: its recipe would keep the memory that it is to free.
-            if storage not in self._products and not any(storage is one for one in given):
-                self._products[storage] = _Product(recipe, index, output.dtype, output._version)
+        for index, output in made.items():
+            self._products[output.untyped_storage()] = _Product(recipe, index, output.dtype, output._version)
+
+    def _product(self, tensor: Tensor) -> "_Product | None":
+        """What ``tensor`` is a view of, if that can be made again."""
+        found = self._products.get(tensor.untyped_storage())
+        same = found is not None and (found.dtype, found.version) == (tensor.dtype, tensor._version)
+        return found if same else None
 
     def _pack(self, tensor: Tensor) -> "Tensor | _Forgotten":
-        product = self._products.get(tensor.untyped_storage())
-        if product is None or (product.dtype, product.version) != (tensor.dtype, tensor._version):
+        product = self._product(tensor)
+        if product is None:
             return tensor.detach()  # not itself: an output that its own node held would never be freed
         product.recipe.users += 1
         return _Forgotten(product, tensor.size(), tensor.stride(), int(tensor.storage_offset()))

@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepseek_kernels.choice import Kernels
 from deepseek_train.config.schema import ModelConfig, RunConfig
 from deepseek_train.data.loader import TokenSource
+from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
@@ -34,6 +36,7 @@ from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
 from deepseek_train.train.expert_plan import ExpertPlan, plan_experts
+from deepseek_train.train.kernel_plan import plan_kernels
 from deepseek_train.train.preflight import open_source
 from deepseek_train.train.schedule_plan import durations_for, placement_for
 from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
@@ -68,10 +71,17 @@ class Job:
     schedules: ScheduleStore  # of training steps
     evaluation: PreparedSchedule
     counts_traffic: bool  # whether what is sent to experts is known by class of link
+    kernels: Kernels
+    fp8: Fp8 | None
 
     @property
     def layout(self) -> ParallelLayout:
         return self.mesh.layout
+
+    def weights_changed(self) -> None:
+        """To be told after every optimizer step and when a checkpoint has been read: copies are made anew."""
+        if self.fp8 is not None:
+            self.fp8.copies.forget()
 
     def training_schedule(self, num_microbatches: int) -> PreparedSchedule:
         """Of a step; collective, where it is new (``ScheduleStore.of``)."""
@@ -92,7 +102,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     placement = placement_for(config.schedule, layout.pp, eval_microbatches(config))
     specs = plan_stages(config, layout.pp)
     durations = told_by_rank_0(lambda: durations_for(config, specs))  # a file that may differ between nodes
-    experts = plan_experts(config, layout)
+    experts, kernels = plan_experts(config, layout), plan_kernels(config, place.device.type)
     mesh = make_mesh(
         layout,
         placement,
@@ -104,10 +114,12 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         timeout_seconds=config.cluster.timeout_seconds,
         device=place.device,
     )
-    dispatcher = _dispatcher(config, experts, mesh.expert_group, place.device)
+    dispatcher = _dispatcher(config, experts, mesh.expert_group, place.device, kernels)
     queue = WeightGradQueue()
     recompute = Recomputation(frozenset(config.train.recompute))
-    context = ModelContext(model, queue, dispatcher, place.device, dtype, recompute)
+    asked = config.precision.fp8
+    fp8 = Fp8.of(asked, kernels, queue, recompute) if asked is not None else None
+    context = ModelContext(model, queue, dispatcher, place.device, dtype, recompute, kernels, fp8)
     stages = _build_stages(config, context, [specs[s] for s in placement.stages_of(mesh.pp_rank)])
     boundary = Boundary(
         (config.train.microbatch_size, config.data.sequence_length, model.hidden_size), dtype, place.device
@@ -129,13 +141,16 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         schedules=ScheduleStore(config.schedule, layout.pp, mesh.pp_rank, durations),
         evaluation=PreparedSchedule(forward_only(placement), mesh.pp_rank),
         counts_traffic=experts.dispatcher != "deep_ep" and experts.ranks_per_node is not None,
+        kernels=kernels,
+        fp8=fp8,
     )
 
 
 def _dispatcher(
-    config: RunConfig, experts: ExpertPlan, group: ExpertGroup, device: torch.device
+    config: RunConfig, experts: ExpertPlan, group: ExpertGroup, device: torch.device, kernels: Kernels
 ) -> Dispatcher:
-    formats = WireFormats(WireFormat(config.precision.dispatch), WireFormat(config.precision.combine))
+    dispatch, combine = WireFormat(config.precision.dispatch), WireFormat(config.precision.combine)
+    formats = WireFormats(dispatch, combine, kernels.quant)
     match experts.dispatcher:
         case "flat":
             return flat(group, formats)

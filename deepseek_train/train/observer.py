@@ -20,6 +20,7 @@ from deepseek_train.spec.weights import all_weights, count_active_parameters, co
 from deepseek_train.train.batching import microbatches_for
 from deepseek_train.train.expert_plan import plan_experts
 from deepseek_train.train.folder import CONFIG_FILE, METRICS_FILE, config_yaml
+from deepseek_train.train.kernel_plan import plan_kernels
 from deepseek_train.train.state import Progress
 
 
@@ -77,6 +78,8 @@ def open_observer(
     if rank != 0:
         return Observer(config, layout, folder, Monitor(()), False, wandb_id)
     print(f"{config.name}: {describe(config, layout)}", flush=True)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"kernels: {plan_kernels(config, device_type)}; linears in {_linears(config)}", flush=True)
     if torch.cuda.is_available():
         fused = fused_accumulate is not None and config.precision.params == "bf16"
         print(f"weight gradients: {'apex' if fused else 'torch'}", flush=True)
@@ -93,6 +96,15 @@ def open_observer(
         sinks.append(wandb)
         wandb_id = wandb.run_id
     return Observer(config, layout, folder, Monitor(tuple(sinks)), True, wandb_id)
+
+
+def _linears(config: RunConfig) -> str:
+    fp8, params = config.precision.fp8, config.precision.params.upper()
+    if fp8 is None:
+        return params
+    classes = ("activations", "gradients", "weights", "weight_gradients")
+    tiles = ", ".join(f"{name.replace('_', ' ')} {getattr(fp8, name).tile}" for name in classes)
+    return f"FP8 ({tiles}), all else in {params}"
 
 
 def describe(config: RunConfig, layout: ParallelLayout) -> str:

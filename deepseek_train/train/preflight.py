@@ -19,6 +19,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
 
@@ -46,6 +47,7 @@ def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
         *_layout(config, layout, world_size),
         *expert_problems(config, layout),
         *_pipeline(config, layout),
+        *kernel_problems(config),
         *_folder(config),
         *data_problems(config, layout),
     ]

@@ -71,6 +71,7 @@ def load_checkpoint(job: Job, path: Path) -> tuple[Progress, str | None]:
     """Puts a checkpoint into the job (collective): bitwise the state that was saved. Returns progress and wandb id."""
     facts = load(path, snapshot(job, {}))
     job.optimizer.restore(facts["optimizer_steps"])
+    job.weights_changed()
     progress = Progress(
         step=facts["step"],
         tokens=facts["tokens"],

@@ -56,6 +56,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     ran = job.executor.run(schedule, batch_of, scales, trace)
     job.optimizer.reduce()
     outcome = job.optimizer.step(lr)
+    job.weights_changed()
     totals = _total(job, ran)
     if not outcome.skipped:
         speed = value_at(config.optim.balance_speed, progress.tokens)

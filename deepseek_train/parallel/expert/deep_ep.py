@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepseek_kernels.formats import TILE
 from deepseek_train.parallel.carry import Transfer, carry
 from deepseek_train.parallel.expert.announce import Announcing, TokenRouting, check_headers, header
 from deepseek_train.parallel.expert.deep_ep_buffers import Buffers, Rows
 from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.parallel.expert.journey import UNCHANGED, WireFormats
 from deepseek_train.parallel.expert.plan import DispatchPlan, assign, on_host
-from deepseek_train.parallel.expert.wire import TILE, WireFormat, dequantise, quantise
+from deepseek_train.parallel.expert.wire import WireFormat, dequantise, quantise
 from deepseek_train.phases.parcel import Pending, Route, Tensors
 
 _NARROW = TILE  # channels: its kernels copy in pieces of 32 bytes
@@ -97,7 +98,7 @@ class Way:
     def _to_experts(self, hidden: Tensor, *weights: Tensor) -> Transfer:
         """The weights are there since the plan was made."""
         yield from ()  # its legs are DeepEP's
-        rows = self.buffers.again(encoded(hidden, self.formats.dispatch), self.handle)
+        rows = self.buffers.again(encoded(hidden, self.formats), self.handle)
         return (decoded(rows, hidden.dtype), *(self.weights_RK.to(w.dtype, copy=True) for w in weights))
 
     def _home(self, hidden: Tensor, *weights: Tensor) -> Transfer:
@@ -109,11 +110,11 @@ class Way:
         return y_NH.to(hidden.dtype), sums_NK.to(weights[0].dtype)
 
 
-def encoded(hidden: Tensor, format: WireFormat) -> Rows:
+def encoded(hidden: Tensor, formats: WireFormats) -> Rows:
     """Powers of two as FP32 numbers, where ``wire`` has their exponents."""
-    if format is not WireFormat.FP8:
+    if formats.dispatch is not WireFormat.FP8:
         return hidden.to(torch.bfloat16).contiguous()
-    values, exponents = quantise(hidden)
+    values, exponents = quantise(hidden, formats.backend)
     return values.contiguous(), (exponents.to(torch.int32) << _MANTISSA).view(torch.float32)
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from deepseek_kernels.formats import TILE
 from deepseek_train.parallel.expert.deep_ep_buffers import GENERATION, IMPORT_ERROR
-from deepseek_train.parallel.expert.wire import TILE, WireFormat
+from deepseek_train.parallel.expert.wire import WireFormat
 
 _ON_A_NODE = 8  # ranks, of the first generation
 _WIDEST_ON_A_NODE = 8064  # channels, of the first generation: half a row and 8 bytes are at most 8192

@@ -45,6 +45,7 @@ class WireFormats:
 
     dispatch: WireFormat = WireFormat.SAME
     combine: WireFormat = WireFormat.SAME
+    backend: str = "reference"  # who quantises
 
 
 UNCHANGED = WireFormats()
@@ -79,7 +80,7 @@ class Journey:
 
     def _to_experts(self, tensors: Tensors) -> Transfer:
         fields, lane = fields_of(tensors), self.group.lane(self.forward)
-        rows = encode(tensors, self.formats.dispatch)
+        rows = encode(tensors, self.formats.dispatch, self.formats.backend)
         self._note_least(rows)
         for hop in self.hops:
             taken = rows.index_select(0, hop.taken_S)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deepseek_kernels.formats import TILE
+from deepseek_kernels.quant import quantise_rows
 from deepseek_train.phases.parcel import Tensors
 
-TILE = 128
 _WORD = 8  # bytes: every tensor starts at one, whatever its dtype
-_LARGEST = torch.finfo(torch.float8_e4m3fn).max
-_SMALLEST_AMAX = 1e-4  # of a tile, as in DeepSeek's released code: an empty tile has a scale too
+_MANTISSA = 23  # bits of FP32 below its exponent
 
 
 class WireFormat(Enum):
@@ -36,12 +36,12 @@ def fields_of(tensors: Tensors) -> Fields:
     return tuple((t.dtype, t.shape[1]) for t in tensors)
 
 
-def encode(tensors: Tensors, format: WireFormat) -> Tensor:
-    """One row of words for each row of ``tensors`` (all 2-dimensional): [N, W], int64."""
+def encode(tensors: Tensors, format: WireFormat, backend: str = "reference") -> Tensor:
+    """One row of words for each row of ``tensors`` (all 2-dimensional): [N, W], int64. ``backend``: who quantises."""
     hidden, *others = tensors
     match format:
         case WireFormat.FP8:
-            parts = [*quantise(hidden), *others]
+            parts = [*quantise(hidden, backend), *others]
         case WireFormat.BF16:
             parts = [hidden.to(torch.bfloat16), *others]
         case WireFormat.SAME:
@@ -83,17 +83,15 @@ def _cut(bytes_NB: Tensor, fields: Fields) -> Tensors:
     return tuple(found)
 
 
-def quantise(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """E4M3 values [N, D] and the exponents (biased by 127, one byte: UE8M0) of the scales of each tile [N, T]. A scale
-    is amax / 448 rounded up to a power of two, so that nothing overflows. A tile with NaN or Inf comes back without a
-    finite number."""
-    tiles_NTC = functional.pad(x_ND.float(), (0, -x_ND.shape[1] % TILE)).unflatten(1, (-1, TILE))
-    least_NT = tiles_NTC.abs().amax(-1).clamp(min=_SMALLEST_AMAX) / _LARGEST
-    mantissa_NT, exponent_NT = torch.frexp(least_NT)
-    exponent_NT = (exponent_NT - (mantissa_NT == 0.5).to(torch.int32)).clamp(-126, 127)
-    exponent_NT = torch.where(least_NT.isfinite(), exponent_NT, 128)  # 255 on the wire: UE8M0's NaN
-    values_NTC = torch.ldexp(tiles_NTC, -exponent_NT.unsqueeze(-1)).to(torch.float8_e4m3fn)
-    return values_NTC.flatten(1)[:, : x_ND.shape[1]], (exponent_NT + 127).to(torch.uint8)
+def quantise(x_ND: Tensor, backend: str = "reference") -> tuple[Tensor, Tensor]:
+    """E4M3 values [N, D] and the exponents (biased by 127, one byte: UE8M0) of the scales of each tile [N, T], by the
+    one rule that linears follow (``deepseek_kernels.formats``, powers of two): to quantise once more what has arrived
+    changes nothing. A tile with an Inf comes back without a finite number; a NaN comes back as one."""
+    narrow = x_ND if x_ND.dtype in (torch.bfloat16, torch.float32) else x_ND.float()
+    rows = quantise_rows(narrow, pow2=True, backend=backend)
+    # The exponent of FP32 is UE8M0; an Inf's is 255, which is UE8M0's NaN.
+    exponents_NT = (rows.scales.view(torch.int32) >> _MANTISSA).to(torch.uint8).t().contiguous()
+    return rows.values[:, : rows.width], exponents_NT
 
 
 def dequantise(values_ND: Tensor, exponents_NT: Tensor, dtype: torch.dtype) -> Tensor:

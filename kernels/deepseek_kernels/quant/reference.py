@@ -36,7 +36,7 @@ def quantise_rows(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
 
 
 def quantise_columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
-    return quantise_rows(x_MK.t(), pow2)
+    return quantise_rows(x_MK.t().contiguous(), pow2)
 
 
 def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,76 @@
+"""Which backend each family of ops uses: chosen once, for the caller to pass on and to print."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from deepseek_kernels.registry import BackendUnavailable, interpreting, why_not
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The backend of each family, by name."""
+
+    quant: str = "reference"
+    gemm: str = "reference"
+    norm: str = "reference"
+    swiglu: str = "reference"
+    moe: str = "reference"
+    attention: str = "reference"
+    rope: str = "reference"
+    loss: str = "reference"
+    optim: str = "reference"
+
+    def __str__(self) -> str:
+        """One phrase: "reference", or "triton, but attention torch"."""
+        names = list(asdict(self).values())
+        most = max(sorted(set(names)), key=names.count)
+        others = [f"{family} {name}" for family, name in asdict(self).items() if name != most]
+        return most + (f", but {', '.join(others)}" if others else "")
+
+
+REFERENCE = Kernels()
+FAMILIES = tuple(field.name for field in fields(Kernels))
+_BACKENDS = dict.fromkeys(FAMILIES, ("reference", "triton")) | {
+    "gemm": ("reference", "triton", "torch", "cuda", "ext"),
+    "attention": ("reference", "torch", "triton"),
+}
+_ON_GPU = dict.fromkeys(FAMILIES, "triton") | {"attention": "torch"}
+_ONLY_ON_GPU = {("gemm", "torch"), ("gemm", "cuda"), ("gemm", "ext")}  # FP8 tensor cores
+
+
+def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
+    """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is not
+    named is "auto": the reference on CPUs, Triton on GPUs (attention: what torch has). Raises BackendUnavailable where
+    a name cannot be had; nothing takes its place."""
+    names = {family: asked.get(family, AUTO) for family in FAMILIES}
+    for family, name in names.items():
+        reason = problem(device_type, family, name)
+        if reason is not None:
+            raise BackendUnavailable(f"{family}: {reason}. Use {' or '.join(available(device_type, family))}")
+    on_gpu = device_type == "cuda"
+    return Kernels(
+        **{
+            family: (_ON_GPU[family] if on_gpu else "reference") if name == AUTO else name
+            for family, name in names.items()
+        }
+    )
+
+
+def problem(device_type: str, family: str, name: str) -> str | None:
+    """Why ``family`` cannot use the backend ``name`` on ``device_type``; None: it can."""
+    if name == AUTO:
+        return None
+    if name not in _BACKENDS[family]:
+        return f"there is no backend {name!r} for {family}"
+    if device_type == "cpu" and (family, name) in _ONLY_ON_GPU:
+        return f"backend {name!r} runs on a GPU, tensors are on the CPU"
+    if device_type == "cpu" and name == "triton" and not interpreting():
+        return "backend 'triton' runs on a GPU, tensors are on the CPU (TRITON_INTERPRET=1 runs it there, slowly)"
+    return why_not(name)
+
+
+def available(device_type: str, family: str) -> list[str]:
+    """The backends that ``family`` can use."""
+    return [name for name in _BACKENDS[family] if problem(device_type, family, name) is None]
