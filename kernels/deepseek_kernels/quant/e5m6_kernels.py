@@ -1,4 +1,9 @@
-"""Triton kernels for E5M6, 12 bits a value. Legend: see ``formats``; S elements from row to row."""
+"""Triton kernels for E5M6, 12 bits a value.
+
+Eight values are three words. Stored as they come, three words a thread, every store would touch each sector of memory
+again; so the words of four groups are laid side by side first and go as three vectors of 16 bytes. Loads have a cache
+for that and do without. Legend: see ``formats``; S elements from row to row.
+"""
 
 import triton
 import triton.language as tl
@@ -75,7 +80,13 @@ def pack_kernel(x_ptr, word_ptr, scale_ptr, M, K, S, tiles, R: tl.constexpr):
     )
     four = tl.arange(0, 4)
     group, vector = four[None, :, None, None], four[None, None, :, None]
-    at = row[:, None, None, None] * (tiles * 48) + tile * 48 + group * 12 + vector * 4 + four[None, None, None, :]
+    at = (
+        row[:, None, None, None] * (tiles * 48)
+        + tile * 48
+        + group * 12
+        + vector * 4
+        + four[None, None, None, :]
+    )
     word_ptr += first.to(tl.int64) * (tiles * 48)
     tl.store(word_ptr + at, words, mask=(first + row < M)[:, None, None, None] & (vector < 3))
     tl.store(scale_ptr + tile.to(tl.int64) * M + first + row, scale, mask=first + row < M)
@@ -106,4 +117,6 @@ def unpack_kernel(word_ptr, scale_ptr, y_ptr, M, K, tiles, R: tl.constexpr):
     scale = tl.load(scale_ptr + tile.to(tl.int64) * M + first + row, mask=first + row < M, other=0.0)
     y = _value(tl.reshape(tl.join(even, odd), (R, 128))) * scale[:, None]
     y_ptr += first.to(tl.int64) * K
-    tl.store(y_ptr + row[:, None] * K + k[None, :], y.to(y_ptr.dtype.element_ty), mask=inside & (k < K)[None, :])
+    tl.store(
+        y_ptr + row[:, None] * K + k[None, :], y.to(y_ptr.dtype.element_ty), mask=inside & (k < K)[None, :]
+    )
