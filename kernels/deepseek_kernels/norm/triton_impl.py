@@ -60,8 +60,8 @@ def backward_kernel(dy_ptr, x_ptr, scale_ptr, gain_ptr, dx_ptr, D, G: tl.constex
 @triton.jit
 def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, R: tl.constexpr, PART: tl.constexpr):
     """The sum over PART rows, for 128 channels."""
-    p = tl.program_id(0).to(tl.int64)
-    k = (tl.program_id(1) * 128 + tl.arange(0, 128))[None, :]
+    p = tl.program_id(1).to(tl.int64)
+    k = (tl.program_id(0) * 128 + tl.arange(0, 128))[None, :]
     total = tl.zeros((R, 128), tl.float32)
     for first in range(0, PART, R):
         m = p * PART + first + tl.arange(0, R)
@@ -121,6 +121,6 @@ def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D:
     m, d = x_MD.shape
     part_PD = x_MD.new_empty(triton.cdiv(m, PART), d, dtype=torch.float32)
     if part_PD.numel():
-        grid = (len(part_PD), triton.cdiv(d, 128))
+        grid = (triton.cdiv(d, 128), len(part_PD))
         gain_kernel[grid](dy_MD, x_MD, scale_M, part_PD, m, d, SUM_ROWS, PART, **SUM_LAUNCH)
         into_D += part_PD.sum(0)
