@@ -46,15 +46,25 @@ class Exact:
 
     A sum of n terms, each rounded, errs by at most 6 sqrt(n) e of the sum of their magnitudes (Higham and Mary 2019,
     with odds of failure of 1e-7). e is 2^-24; tensor cores truncate, and an FP32 product in three of TF32 is good to
-    2^-22. BF16 operands of products (P, dS) and results are rounded to 2^-9. First order throughout.
+    2^-22. BF16 operands of products (P, dS) and results are rounded to 2^-8. First order throughout.
+    ``loose``: torch on a CPU in BF16, which has a short polynomial for exp and adds gradients up in BF16, block of 32
+    after block.
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, scale: float, document_starts: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        d_out: Tensor,
+        scale: float,
+        document_starts: Tensor | None,
+        loose: bool = False,
     ) -> None:
         dtype, t = q.dtype, q.shape[1]
         e = 2.0**-22 if ON_GPU else 2.0**-24
-        u = 2.0**-9 if dtype == BF16 else e
+        u = 2.0**-8 if dtype == BF16 else e
+        of_exp, of_sum = (2.0**-13, u * (t // 32 + 1)) if loose else (2.0**-22, u)
 
         def summed(n: int) -> float:
             return 6 * math.sqrt(n) * e
@@ -67,9 +77,10 @@ class Exact:
         out, lse = p @ v, logits.logsumexp(-1)
         gradients = torch.autograd.grad(out, (q, k, v), d_out)
         with torch.no_grad():
+            self.values = {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
             of_logits = (q.abs() @ k.abs().mT).amax() * scale * summed(q.shape[3])
-            of_lse = of_logits + summed(t) + e * lse.abs().amax()
-            of_p = of_logits + of_lse + 4 * e  # relative
+            of_lse = of_logits + summed(t) + of_exp + e * lse.abs().amax()
+            of_p = of_logits + of_lse + of_exp  # relative
             d_abs = d_out.abs()
             out_bound = (of_p + u + summed(t)) * (p @ v.abs()) + u * out.abs()
             of_delta = ((out_bound + summed(v.shape[3]) * out.abs()) * d_abs).sum(-1, keepdim=True)
@@ -78,12 +89,11 @@ class Exact:
             ds_abs = p * difference
             of_ds = (of_p + u + summed(t)) * ds_abs + p * (of_dp + of_delta)
             bounds = (
-                of_ds @ k.abs() * scale + u * gradients[0].abs(),
-                of_ds.mT @ q.abs() * scale + u * gradients[1].abs(),
-                (of_p + u + summed(t)) * (p.mT @ d_abs) + u * gradients[2].abs(),
+                of_ds @ k.abs() * scale + of_sum * gradients[0].abs(),
+                of_ds.mT @ q.abs() * scale + of_sum * gradients[1].abs(),
+                (of_p + u + summed(t)) * (p.mT @ d_abs) + of_sum * gradients[2].abs(),
             )
-        self.lse, self.lse_bound = lse, of_lse
-        self.values = {"out": out, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+        self.lse, self.lse_bound = lse.detach(), of_lse
         self.bounds = {"out": out_bound, **dict(zip(("dq", "dk", "dv"), bounds, strict=True))}
 
     def check(self, out: Tensor, lse: Tensor, gradients: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -135,7 +145,8 @@ def test_results_and_gradients(
     assert out.dtype == dtype
     assert lse.dtype == FP32
     assert all(g.shape == x.shape and g.dtype == dtype for g, x in zip(gradients, (q, k, v), strict=True))
-    Exact(q, k, v, d_out, scale, document_starts).check(out, lse, gradients)
+    loose = backend == "torch" and dtype == BF16 and not ON_GPU
+    Exact(q, k, v, d_out, scale, document_starts, loose).check(out, lse, gradients)
 
 
 def test_reference_is_exact_in_float64() -> None:
@@ -173,9 +184,8 @@ def test_other_documents_have_no_influence(dtype: torch.dtype, first: int, last:
     document_starts = torch.zeros(1, t, dtype=torch.int32, device=DEVICE)
     document_starts[:, first:], document_starts[:, last:] = first, last
     ours = inputs(1, t, 2, V3, dtype)
-    other = tuple(
-        torch.where(document_starts[..., None, None] == first, x, 3 * randn(*x.shape).to(dtype)) for x in ours
-    )
+    our_own = document_starts[..., None, None] == first
+    other = tuple(torch.where(our_own, x, 3 * randn(*x.shape, dtype=dtype)) for x in ours)
     results = []
     for q, k, v, d_out in (ours, other):
         out, lse = attention(q, k, v, 0.07, document_starts, nope=128, backend=backend)
