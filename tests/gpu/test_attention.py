@@ -131,6 +131,7 @@ def test_results_and_gradients(
     documents: bool,
     backend: str,
 ) -> None:
+    t = t if dtype == BF16 else min(t, size(t, 80))  # tiles of FP32 are smaller
     q, k, v, d_out = inputs(b, t, h, widths, dtype)
     document_starts = starts(b, t) if documents else None
     scale = (widths[0] + widths[1]) ** -0.5
@@ -160,14 +161,14 @@ def test_reference_is_exact_in_float64() -> None:
         torch.testing.assert_close(x.transpose(1, 2), exact.values[name])
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton", "torch"])
-@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(
+    ("backend", "documents"),
+    [("reference", False), ("reference", True), ("triton", False), ("triton", True), ("torch", False)],
+)
 @pytest.mark.parametrize("at", [0, 40, 130])
 def test_a_nan_in_a_key_reaches_those_who_see_it(at: int, documents: bool, backend: str) -> None:
     q, k, v, _ = inputs(2, 150, 2, V3, BF16)
     document_starts = starts(2, 150) if documents else None
-    if lacks(backend, BF16, V3, documents):
-        pytest.skip("torch has no documents")
     k[1, at, 0, 150] = torch.nan
     out, lse = attention(q, k, v, 0.07, document_starts, nope=128, backend=backend)
     expected = torch.zeros(2, 2, 150, dtype=torch.bool, device=DEVICE)
@@ -180,7 +181,7 @@ def test_a_nan_in_a_key_reaches_those_who_see_it(at: int, documents: bool, backe
 @pytest.mark.parametrize("backend", ["reference", "triton"])
 @pytest.mark.parametrize(("dtype", "first", "last"), [(BF16, 30, 99), (BF16, 128, 140), (FP32, 30, 31)])
 def test_other_documents_have_no_influence(dtype: torch.dtype, first: int, last: int, backend: str) -> None:
-    t = 150
+    t = last + 10
     document_starts = torch.zeros(1, t, dtype=torch.int32, device=DEVICE)
     document_starts[:, first:], document_starts[:, last:] = first, last
     ours = inputs(1, t, 2, V3, dtype)
