@@ -35,7 +35,9 @@ class Rounded:
     d_down: Tensor
 
 
-def plain(fp8: Fp8, x_q: Tensor, weight_M: Tensor, w1: Tensor, w2: Tensor, dy_q: Tensor, dy_t: Tensor) -> Rounded:
+def plain(
+    fp8: Fp8, x_q: Tensor, weight_M: Tensor, w1: Tensor, w2: Tensor, dy_q: Tensor, dy_t: Tensor
+) -> Rounded:
     """One network, or one expert with all its rows in tiles of its own; ``x_q`` and ``dy_q`` are rounded already."""
     recipe = fp8.recipe
     w1_q, w2_q = (numbers(recipe.weights.blocks(w)) for w in (w1, w2))
@@ -143,7 +145,9 @@ def test_experts(case: tuple[int, int, list[int], int], recipe: dict[str, Any]) 
         if len(here) == 0 or (recipe and arrivals.rows_E.count(0) < E - 1):
             continue  # coarse scales span experts: those cases hold where one has all rows
         dy_t = numbers(fp8.recipe.weight_gradients.columns(dy_q[here].float()))
-        one = plain(fp8, x_q[here], weights.detach()[here, slot], w1.detach()[e], w2.detach()[e], dy_q[here], dy_t)
+        one = plain(
+            fp8, x_q[here], weights.detach()[here, slot], w1.detach()[e], w2.detach()[e], dy_q[here], dy_t
+        )
         wanted[0].index_add_(0, here, one.y)
         wanted[1].index_add_(0, here, one.dx)
         wanted[2][here, slot] = one.d_weight
@@ -179,7 +183,10 @@ def test_swiglu_between_products(weighted: bool) -> None:
     recipe = room().recipe
     gate_up, dy = torch.randn(150, 2 * F), torch.randn(150, F)
     factor = torch.rand(150) if weighted else None
-    found, made = swiglu_backward_quantise(gate_up, factor, dy, recipe), swiglu_quantise(gate_up, factor, recipe)
+    found, made = (
+        swiglu_backward_quantise(gate_up, factor, dy, recipe),
+        swiglu_quantise(gate_up, factor, recipe),
+    )
     wide, ones = gate_up.double().requires_grad_(), (torch.ones(150) if factor is None else factor).double()
     ones.requires_grad_()
     y = _swiglu(wide, ones)

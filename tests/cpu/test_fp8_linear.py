@@ -5,9 +5,9 @@ Legend: M rows, K inputs, N outputs.
 
 import pytest
 import torch
-from deepseek_kernels.quant import pack_e5m6, quantise_columns, unpack_e5m6
 from torch import Tensor
 
+from deepseek_kernels.quant import pack_e5m6, quantise_columns, unpack_e5m6
 from deepseek_train.config.schema import TilesConfig
 from deepseek_train.fp8.linear import fp8_linear, fp8_linears
 from deepseek_train.fp8.room import Fp8

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from deepseek_kernels.choice import REFERENCE
-from deepseek_kernels.formats import TILE, Blocks, Rows
 from torch import Tensor
 from torch.nn import functional
 
+from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.formats import TILE, Blocks, Rows
 from deepseek_train.config.schema import Fp8Config, TilesConfig
 from deepseek_train.fp8.room import Fp8
 from deepseek_train.phases.recompute import Recomputation
