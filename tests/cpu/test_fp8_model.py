@@ -1,4 +1,4 @@
-"""A whole model in FP8: what is FP8 in it, copies of weights, recomputation to the bit and to the byte, skipped steps."""
+"""A whole model in FP8: what is FP8, copies of weights, recomputation to the bit and to the byte, skipped steps."""
 
 from collections import Counter
 from typing import Any
