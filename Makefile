@@ -4,8 +4,9 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+OLDER := 3.6.0
 
-.PHONY: help train test check clean
+.PHONY: help train test check gate clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -24,16 +25,26 @@ check: $(READY) ## Lint, format, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+gate: $(READY) .venv/triton-$(OLDER)/triton ## Compile all kernels for Hopper, no GPU needed, and hold them to their limits
+	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m deepseek_kernels.gate $(ARGS)
+	env -u TRITON_INTERPRET PYTHONPATH=.venv/triton-$(OLDER) $(BIN)/python -m deepseek_kernels.gate $(ARGS)
+
 clean: ## Remove the environment and the caches (never runs/ and datasets/)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
+# The gate's second Triton, beside the first: that of torch 2.11.
+.venv/triton-$(OLDER)/triton: $(READY)
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv/triton-$(OLDER) triton==$(OLDER)
+
 # torch goes first and alone: deepspeed looks for it, and its index may be another one than that of the rest.
-$(READY): requirements/lock.txt pyproject.toml
+$(READY): requirements/lock.txt requirements/kernels.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "$(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 		echo "no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -r requirements/lock.txt \
+		-r requirements/kernels.txt
 	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

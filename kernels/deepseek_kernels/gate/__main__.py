@@ -1,6 +1,6 @@
 """The compiler gate: every Triton kernel, as it is launched, compiled for sm_90a and held to its limits. No GPU needed.
 
-    python -m deepseek_kernels.gate [FAMILY ...]
+    python -m deepseek_kernels.gate [FAMILY ... | cuda]
 
 Prints kernel, figure and limit; exit code 1 where a limit is passed. Must run without TRITON_INTERPRET, in a process of
 its own for each version of Triton.
@@ -12,10 +12,11 @@ import sys
 import triton
 
 from deepseek_kernels.gate.case import Case
+from deepseek_kernels.gate.cuda_sources import LIMITS, compile_source
 from deepseek_kernels.gate.machine_code import compiled, faults
 from deepseek_kernels.registry import interpreting
 
-FAMILIES = ("quant",)
+FAMILIES = ("attention", "gemm", "loss", "moe", "norm", "optim", "quant", "rope", "swiglu",)
 
 
 def main(families: list[str]) -> int:
@@ -26,7 +27,7 @@ def main(families: list[str]) -> int:
         f"Triton {triton.__version__}, sm_90a: kernel, registers / limit, shared bytes / limit, required instructions"
     )
     failed = 0
-    for family in families or FAMILIES:
+    for family in [f for f in families if f != "cuda"] if families else FAMILIES:
         cases: tuple[Case, ...] = importlib.import_module(f"deepseek_kernels.{family}.gate_cases").CASES
         for case in cases:
             found = compiled(case)
@@ -37,6 +38,16 @@ def main(families: list[str]) -> int:
             print(
                 f"{'FAIL' if wrong else 'ok':4} {family}.{case.name:32} {found.registers:3} / {limits.registers:3} "
                 f"{found.shared:6} / {limits.shared:6}  {needs}  {'; '.join(wrong)}",
+                flush=True,
+            )
+    if not families or "cuda" in families:
+        for source, limits in LIMITS.items():
+            compiled_source = compile_source(source)
+            failed += bool(compiled_source.complaints)
+            counts = ", ".join(f"{n} {compiled_source.counts.get(n, 0)}/{least}" for n, least in limits.needs.items())
+            print(
+                f"{'FAIL' if compiled_source.complaints else 'ok':4} csrc/{source}.cu by nvcc {compiled_source.registers} / "
+                f"{limits.registers}  {counts}  {'; '.join(compiled_source.complaints)}",
                 flush=True,
             )
     print(f"{failed} over their limits" if failed else "all within their limits")

@@ -10,12 +10,13 @@ MOST_SHARED = 232_448  # bytes a block may have on Hopper
 class Limits:
     """Spills and stack are zero always. ``needs``: instructions (or prefixes of them) that must occur at least so
     often in
-    the machine code; ``forbids``: those that must not."""
+    the machine code; ``most``: those that may not occur more often; ``forbids``: those that must not at all."""
 
     registers: int
     shared: int = MOST_SHARED
     needs: dict[str, int] = field(default_factory=dict)
     forbids: tuple[str, ...] = ()
+    most: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

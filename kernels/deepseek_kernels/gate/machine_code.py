@@ -71,6 +71,9 @@ def faults(case: Case, found: Found) -> list[str]:
     for prefix, least in limits.needs.items():
         if found.count(prefix) < least:
             said.append(f"{prefix} {found.count(prefix)} < {least}")
+    for prefix, most in limits.most.items():
+        if found.count(prefix) > most:
+            said.append(f"{prefix} {found.count(prefix)} > {most}")
     said += [
         f"{prefix} occurs {found.count(prefix)} times" for prefix in limits.forbids if found.count(prefix)
     ]

@@ -20,13 +20,20 @@ ACCUMULATIONS = ("promoted", "hopper", "unpromoted")
 
 
 def _fake(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, rows: int, dtype: torch.dtype, accumulate: str
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    rows: int,
+    dtype: torch.dtype,
+    accumulate: str,
+    sms: int,
 ) -> Tensor:
     return a.new_empty(a.shape[0], rows, dtype=dtype)
 
 
 def _fake_add(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, into: Tensor, accumulate: str
+    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, into: Tensor, accumulate: str, sms: int
 ) -> None:
     return None
 
@@ -41,26 +48,34 @@ def _fake_grouped(
     rows: int,
     dtype: torch.dtype,
     accumulate: str,
+    sms: int,
 ) -> Tensor:
     return a.new_empty(a.shape[0], rows, dtype=dtype)
 
 
 def _fake_grouped_add(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, starts: Tensor, into: Tensor, accumulate: str
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    starts: Tensor,
+    into: Tensor,
+    accumulate: str,
+    sms: int,
 ) -> None:
     return None
 
 
 _gemm = define(
     __name__,
-    "gemm(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, int rows, ScalarType dtype, str accumulate, *,"
+    "gemm(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, int rows, ScalarType dtype, str accumulate, int sms, *,"
     " str backend) -> Tensor",
     _fake,
     ("reference", "triton", "torch", "cuda", "ext"),
 )
 _gemm_add = define(
     __name__,
-    "gemm_add(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor(a!) into, str accumulate, *,"
+    "gemm_add(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor(a!) into, str accumulate, int sms, *,"
     " str backend) -> ()",
     _fake_add,
     ("reference", "triton", "torch", "cuda", "ext"),
@@ -68,34 +83,56 @@ _gemm_add = define(
 _grouped_gemm = define(
     __name__,
     "grouped_gemm(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor starts, Tensor tile_expert,"
-    " int rows, ScalarType dtype, str accumulate, *, str backend) -> Tensor",
+    " int rows, ScalarType dtype, str accumulate, int sms, *, str backend) -> Tensor",
     _fake_grouped,
     ("reference", "triton", "cuda", "ext"),
 )
 _grouped_gemm_add = define(
     __name__,
     "grouped_gemm_add(Tensor a, Tensor a_scales, Tensor b, Tensor b_scales, Tensor starts, Tensor(a!) into,"
-    " str accumulate, *, str backend) -> ()",
+    " str accumulate, int sms, *, str backend) -> ()",
     _fake_grouped_add,
     ("reference", "triton", "cuda", "ext"),
 )
 
 
-def gemm(a: Rows, b: Blocks, *, dtype: torch.dtype, backend: str, accumulate: str = "promoted") -> Tensor:
+def gemm(
+    a: Rows, b: Blocks, *, dtype: torch.dtype, backend: str, accumulate: str = "promoted", sms: int = 0
+) -> Tensor:
     """a b^T: [M, b.rows] in ``dtype`` (BF16 or FP32). A linear's forward (b = W), or its input gradient (b = W^T).
-    ``accumulate``: other than "promoted" with the reference alone."""
-    return _gemm(a.values, a.scales, b.values, b.scales, b.rows, dtype, accumulate, backend=backend)
+    ``accumulate``: other than "promoted" with the reference alone. ``sms``: how many multiprocessors to take, leaving
+    the others to communication; 0: all. Few rows or columns cost as much as 128 of them."""
+    _check_contraction(a, b)
+    return _gemm(a.values, a.scales, b.values, b.scales, b.rows, dtype, accumulate, sms, backend=backend)
 
 
-def gemm_add(a: Rows, b: Rows, into: Tensor, *, backend: str, accumulate: str = "promoted") -> None:
-    """into += a b^T, FP32 [M, N]: a weight gradient from dy^T [out, tokens] and x^T [in, tokens]."""
-    _gemm_add(a.values, a.scales, b.values, b.scales, into, accumulate, backend=backend)
+def gemm_add(
+    a: Rows, b: Rows, into: Tensor, *, backend: str, accumulate: str = "promoted", sms: int = 0
+) -> None:
+    """into += a b^T, FP32 [M, N]: a weight gradient from dy^T [out, tokens] and x^T [in, tokens]. The product is summed
+    first and added once."""
+    _check_contraction(a, b)
+    _check_sum(into, (len(a.values), len(b.values)))
+    _gemm_add(a.values, a.scales, b.values, b.scales, into, accumulate, sms, backend=backend)
 
 
 def grouped_gemm(
-    a: Rows, b: Blocks, groups: Groups, *, dtype: torch.dtype, backend: str, accumulate: str = "promoted"
+    a: Rows,
+    b: Blocks,
+    groups: Groups,
+    *,
+    dtype: torch.dtype,
+    backend: str,
+    accumulate: str = "promoted",
+    sms: int = 0,
 ) -> Tensor:
     """For each expert e its padded rows of ``a`` times b[e]^T: [A, b.rows]. Padding rows give zeros."""
+    _check_contraction(a, b)
+    if len(a.values) != groups.padded or len(b.values) != len(groups.rows_E):
+        raise ValueError(
+            f"{len(a.values)} rows for {len(b.values)} experts, but the groups are {len(groups.rows_E)} with "
+            f"{groups.padded} rows, padding counted"
+        )
     return _grouped_gemm(
         a.values,
         a.scales,
@@ -106,16 +143,42 @@ def grouped_gemm(
         b.rows,
         dtype,
         accumulate,
+        sms,
         backend=backend,
     )
 
 
 def grouped_gemm_add(
-    a: Rows, b: Rows, groups: Groups, into: Tensor, *, backend: str, accumulate: str = "promoted"
+    a: Rows,
+    b: Rows,
+    groups: Groups,
+    into: Tensor,
+    *,
+    backend: str,
+    accumulate: str = "promoted",
+    sms: int = 0,
 ) -> None:
-    """into[e] += a_e b_e^T, FP32 [E, N, K], where a_e and b_e are the columns of expert e: dy^T [N, A] and x^T [K,
-    A], rows
-    sorted and padded as in ``groups``. An expert without rows keeps what it has."""
+    """into[e] += a_e b_e^T, FP32 [E, N, K], where a_e and b_e are the columns of expert e: dy^T [N, A] and x^T [K, A],
+    rows sorted and padded as in ``groups``. An expert without rows keeps what it has."""
+    _check_contraction(a, b)
+    _check_sum(into, (len(groups.rows_E), len(a.values), len(b.values)))
+    if a.values.shape[1] != groups.padded:
+        raise ValueError(f"{a.values.shape[1]} columns, but the groups have {groups.padded}, padding counted")
     _grouped_gemm_add(
-        a.values, a.scales, b.values, b.scales, groups.starts, into, accumulate, backend=backend
+        a.values, a.scales, b.values, b.scales, groups.starts, into, accumulate, sms, backend=backend
     )
+
+
+def _check_contraction(a: Rows, b: Rows | Blocks) -> None:
+    if a.values.shape[1] != b.values.shape[-1]:
+        raise ValueError(
+            f"both operands end in the contraction axis: a has {a.values.shape[1]}, b {b.values.shape[-1]}, padding "
+            "counted (a weight gradient takes both transposed: dy^T and x^T)"
+        )
+
+
+def _check_sum(into: Tensor, shape: tuple[int, ...]) -> None:
+    if into.shape != shape or into.dtype != torch.float32 or not into.is_contiguous():
+        raise ValueError(
+            f"the product is added into contiguous FP32 {list(shape)}, not {into.dtype} {list(into.shape)}"
+        )

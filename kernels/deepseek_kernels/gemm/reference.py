@@ -1,6 +1,6 @@
 """Block-scaled products in plain torch: tile by tile in FP32, or as Hopper's tensor cores add up.
 
-Legend: see ``formats``; C the 128 elements of a tile, S the 32 of one tensor-core instruction.
+``sms`` means nothing here. Legend: see ``formats``; C the 128 elements of a tile, S the 32 of one tensor-core instruction.
 """
 
 import torch
@@ -41,12 +41,21 @@ def _by_row(scales_BG: Tensor, rows: int) -> Tensor:
 
 
 def gemm(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, rows: int, dtype: torch.dtype, accumulate: str
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    rows: int,
+    dtype: torch.dtype,
+    accumulate: str,
+    sms: int = 0,
 ) -> Tensor:
     return product(a, a_scales, b[:rows], _by_row(b_scales, rows), accumulate).to(dtype)
 
 
-def gemm_add(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, into: Tensor, accumulate: str) -> None:
+def gemm_add(
+    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, into: Tensor, accumulate: str, sms: int = 0
+) -> None:
     into += product(a, a_scales, b, b_scales, accumulate)
 
 
@@ -60,6 +69,7 @@ def grouped_gemm(
     rows: int,
     dtype: torch.dtype,
     accumulate: str,
+    sms: int = 0,
 ) -> Tensor:
     y = a.new_empty(len(a), rows, dtype=dtype)
     bounds = starts.tolist()
@@ -70,7 +80,14 @@ def grouped_gemm(
 
 
 def grouped_gemm_add(
-    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, starts: Tensor, into: Tensor, accumulate: str
+    a: Tensor,
+    a_scales: Tensor,
+    b: Tensor,
+    b_scales: Tensor,
+    starts: Tensor,
+    into: Tensor,
+    accumulate: str,
+    sms: int = 0,
 ) -> None:
     bounds = starts.tolist()
     for e, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):

@@ -1,0 +1,96 @@
+"""RMSNorm, alone or with quantisation, and its two gradients (V3 report section 2.1; V3_SPEC A.2).
+
+    y = gain * cast(x * scale),  scale = 1 / sqrt(mean(x^2) + eps)
+
+FP32 inside, a row's ``scale`` kept for the backward pass. The gain multiplies after the cast to the dtype of ``x``, as
+in the published inference code, and the product is rounded once more. Legend: M rows, D channels (any number), P parts
+of the rows; see ``formats``.
+"""
+
+import torch
+from torch import Tensor
+
+from deepseek_kernels.formats import E4M3, TILE, Rows, padded
+from deepseek_kernels.registry import define
+
+
+def _fake_norm(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), _per_row(x)
+
+
+def _fake_quantise(x: Tensor, gain: Tensor, eps: float, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    m, k = x.shape[0], padded(x.shape[1])
+    values, scales = x.new_empty(m, k, dtype=E4M3), x.new_empty(k // TILE, m, dtype=torch.float32)
+    return *_fake_norm(x, gain, eps), values, scales
+
+
+def _per_row(x: Tensor) -> Tensor:
+    return x.new_empty(len(x), dtype=torch.float32)
+
+
+def _fake_backward(dy: Tensor, x: Tensor, scale: Tensor, gain: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake_gain_gradient(dy: Tensor, x: Tensor, scale: Tensor, into: Tensor) -> None:
+    return None
+
+
+_BOTH = ("reference", "triton")
+_rms_norm = define(
+    __name__,
+    "rms_norm(Tensor x, Tensor gain, float eps, *, str backend) -> (Tensor, Tensor)",
+    _fake_norm,
+    _BOTH,
+)
+_rms_norm_quantise = define(
+    __name__,
+    "rms_norm_quantise(Tensor x, Tensor gain, float eps, bool pow2, *, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_quantise,
+    _BOTH,
+)
+_rms_norm_backward = define(
+    __name__,
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor scale, Tensor gain, *, str backend) -> Tensor",
+    _fake_backward,
+    _BOTH,
+)
+_rms_norm_gain_gradient = define(
+    __name__,
+    "rms_norm_gain_gradient(Tensor dy, Tensor x, Tensor scale, Tensor(a!) into, *, str backend) -> ()",
+    _fake_gain_gradient,
+    _BOTH,
+)
+
+
+def rms_norm(x_MD: Tensor, gain_D: Tensor, eps: float, *, backend: str) -> tuple[Tensor, Tensor]:
+    """BF16 or FP32 [M, D] to y [M, D] in its dtype, and the scales, FP32 [M]. A NaN or Inf in a row spoils that row."""
+    return _rms_norm(x_MD, gain_D, eps, backend=backend)
+
+
+def rms_norm_quantise(
+    x_MD: Tensor, gain_D: Tensor, eps: float, *, pow2: bool, backend: str
+) -> tuple[Tensor, Tensor, Rows]:
+    """``rms_norm``, and ``quant.quantise_rows`` of its y (as rounded to the dtype of ``x``): y, scales and tiles, bit
+    for bit what the two give one after the other."""
+    y_MD, scale_M, values, scales = _rms_norm_quantise(x_MD, gain_D, eps, pow2, backend=backend)
+    return y_MD, scale_M, Rows(values, scales, x_MD.shape[1])
+
+
+def rms_norm_backward(
+    dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, gain_D: Tensor, *, backend: str
+) -> Tensor:
+    """The gradient of ``x`` in its dtype, [M, D]; that of the gain is work of its own, for a schedule to place.
+
+    dx = scale * (d - n * mean(d * n)) with d = dy * gain and n = x * scale, both in FP32.
+    """
+    return _rms_norm_backward(dy_MD, x_MD, scale_M, gain_D, backend=backend)
+
+
+def rms_norm_gain_gradient(
+    dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D: Tensor, *, backend: str
+) -> None:
+    """Adds the sum over rows of dy * cast(x * scale) to ``into``, FP32 [D]. The order of additions depends on M
+    alone."""
+    _rms_norm_gain_gradient(dy_MD, x_MD, scale_M, into_D, backend=backend)

@@ -1,0 +1,60 @@
+"""AdamW over flat FP32 master weights, with moments in FP32 or BF16 (V3 report section 3.3.3 keeps them in BF16).
+
+    m <- m + (1 - beta1) (g - m);  v <- beta2 v + (1 - beta2) g^2
+    w <- (1 - lr weight_decay) w - lr / (1 - beta1^step) m / (sqrt(v) (1 - beta2^step)^(-1/2) + eps)
+
+FP32 inside, every operation rounded once, in this order in every backend: all of them give the same bits.
+"""
+
+from torch import Tensor
+
+from deepseek_kernels.registry import define
+
+
+def _fake(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    low: Tensor | None,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    return None
+
+
+_adamw = define(
+    __name__,
+    "adamw(Tensor(a!) weight, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? low, float lr,"
+    " float beta1, float beta2, float eps, float weight_decay, int step, *, str backend) -> ()",
+    _fake,
+    ("reference", "triton"),
+)
+
+
+def adamw(
+    weight: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    *,
+    low: Tensor | None = None,
+    backend: str,
+) -> None:
+    """One update in place, in one pass. All tensors are contiguous and of one size N; ``weight`` and ``grad`` FP32.
+
+    The moments are widened, updated, and rounded to nearest even where they are BF16; the update uses them unrounded.
+    ``low``, BF16 [N], becomes the rounded copy of the updated weights that the model computes with. ``step`` counts
+    from 1.
+    """
+    _adamw(weight, grad, exp_avg, exp_avg_sq, low, lr, beta1, beta2, eps, weight_decay, step, backend=backend)

@@ -124,18 +124,17 @@ def transpose_blocks(blocks: Blocks, *, backend: str) -> Blocks:
 
 
 def dequantise(rows: Rows, dtype: torch.dtype, *, backend: str) -> Tensor:
-    """value * scale, rounded once to ``dtype``: [M, K]."""
+    """value * scale in FP32, rounded to ``dtype``: [M, K]."""
     return _dequantise(rows.values, rows.scales, rows.width, dtype, backend=backend)
 
 
 def pack_e5m6(x_MK: Tensor, *, backend: str) -> Packed:
-    """BF16 or FP32 [M, K] in 12 bits an element, with a power-of-two scale for 1 x 128 (V3 report section 3.3.3: what
-    is
-    kept of the attention output)."""
+    """BF16 or FP32 [M, K] in 12 bits an element, with a power-of-two scale for 1 x 128 (V3 report section
+    3.3.3: what is kept of the attention output). A NaN stays one."""
     words, scales = _pack_e5m6(x_MK, backend=backend)
     return Packed(words, scales, x_MK.shape[1])
 
 
 def unpack_e5m6(packed: Packed, dtype: torch.dtype, *, backend: str) -> Tensor:
-    """[M, K] in ``dtype``: exact in BF16 and wider."""
+    """[M, K] in ``dtype``, BF16 or wider: exact, but for what its least exponent cuts off."""
     return _unpack_e5m6(packed.words, packed.scales, packed.width, dtype, backend=backend)

@@ -36,7 +36,7 @@ def quantise_rows(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
 
 
 def quantise_columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
-    return quantise_rows(x_MK.t(), pow2)
+    return quantise_rows(x_MK.t().contiguous(), pow2)
 
 
 def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -62,15 +62,16 @@ def transpose_values(values: Tensor) -> Tensor:
 
 def dequantise(values: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     scale_MK = scales.t().repeat_interleave(TILE, 1)
-    return (values.float() * scale_MK)[:, :width].to(dtype)
+    return (values.float() * scale_MK)[:, :width].to(dtype).contiguous()
 
 
 def pack_e5m6(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     x_MGC = _tiles(x_MK)
     scale_MG = scale_of(amax_of(x_MGC, -1), True, LARGEST_E5M6)
     scaled = (x_MGC.float() * (1.0 / scale_MG.unsqueeze(-1))).clamp(-LARGEST_E5M6, LARGEST_E5M6)
-    bits = scaled.half().view(torch.int16).flatten(1).long() & 0xFFFF
-    codes = (bits + 7 + (bits >> 4 & 1)) >> 4
+    bits = scaled.half().view(torch.int16).long() & 0xFFFF
+    rounded = (bits + 7 + (bits >> 4 & 1)) >> 4
+    codes = torch.where(scaled.isnan(), 0x7E0, rounded).flatten(1)  # rounding may carry a NaN's payload away
     a, b, c, d, e, f, g, h = codes.unflatten(1, (-1, 8)).unbind(-1)
     words = torch.stack(
         [a | b << 12 | c << 24, c >> 8 | d << 4 | e << 16 | f << 28, f >> 4 | g << 8 | h << 20], -1
@@ -84,4 +85,4 @@ def unpack_e5m6(words: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -
         [p, p >> 12, p >> 24 | q << 8, q >> 4, q >> 16, q >> 28 | r << 4, r >> 8, r >> 20], -1
     ).flatten(1)
     halves = ((codes & 0xFFF) << 4).to(torch.int16).view(torch.float16)
-    return (halves.float() * scales.t().repeat_interleave(TILE, 1))[:, :width].to(dtype)
+    return (halves.float() * scales.t().repeat_interleave(TILE, 1))[:, :width].to(dtype).contiguous()

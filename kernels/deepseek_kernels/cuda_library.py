@@ -1,0 +1,58 @@
+"""Our CUDA sources as libraries: compiled by nvcc when first used, kept under the hash of what they were made of."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from deepseek_kernels.registry import BackendUnavailable
+
+SOURCES = Path(__file__).parent / "csrc"
+OPTIONS = (
+    *("-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a"),
+    *("--shared", "-Xcompiler", "-fPIC", "-cudart", "static"),
+)
+# Arguments of every entry point, by name.
+_P, _I = ctypes.c_void_p, ctypes.c_int
+_SIGNATURES = {"deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 8, _P]}
+
+
+@cache
+def cuda_function(source: str, name: str) -> Callable[..., int]:
+    """The C function ``name`` of ``csrc/{source}.cu``; its tensors are addresses, its result is 0 or an error. Raises
+    BackendUnavailable where it cannot be compiled."""
+    function = getattr(ctypes.CDLL(str(library(source))), name)
+    function.argtypes, function.restype = _SIGNATURES[name], ctypes.c_int
+    return function
+
+
+def library(source: str, folder: Path | None = None) -> Path:
+    """The shared library of ``csrc/{source}.cu``, compiled if it is not there yet. ``folder``: where libraries are kept,
+    by default the user's cache."""
+    nvcc = find_nvcc(source)
+    inputs = [SOURCES / f"{source}.cu", *sorted(SOURCES.glob("*.cuh"))]
+    made_of = hashlib.sha256(b"".join(path.read_bytes() for path in inputs) + " ".join(OPTIONS).encode())
+    folder = folder or Path.home() / ".cache" / "deepseek_kernels"
+    target = folder / f"{source}-{made_of.hexdigest()[:16]}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = target.with_suffix(f".{os.getpid()}")
+        done = subprocess.run(
+            [nvcc, *OPTIONS, "-o", draft, inputs[0]], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise BackendUnavailable(f"nvcc does not compile {source}.cu:\n{done.stdout}{done.stderr}")
+        draft.rename(target)
+    return target
+
+
+def find_nvcc(source: str) -> str:
+    """CUDA's compiler. Raises BackendUnavailable where there is none."""
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        raise BackendUnavailable(f"{source}.cu has to be compiled and there is no nvcc on the PATH")
+    return nvcc

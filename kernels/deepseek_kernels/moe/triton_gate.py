@@ -1,0 +1,181 @@
+"""The router's choice as Triton kernels: a warp has a few tokens and all their experts in registers.
+
+Legend: see ``moe``; G groups, C experts of a group. ``_P``: padded to a power of two.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deepseek_kernels.moe.reference import SMALLEST_SUM as _SMALLEST_SUM
+
+SMALLEST_SUM = tl.constexpr(_SMALLEST_SUM)
+NEVER = tl.constexpr(-(2**63))  # below every rank
+# Without fusion products are rounded before they are added, as the reference does.
+TOKENS, LAUNCH = 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+
+
+@triton.jit
+def rank_of(x, index):
+    """An int64 that compares as x does, NaN as -inf; of equals the lowest index is the largest. No two are equal."""
+    x = tl.where(x != x, float("-inf"), tl.where(x == 0.0, 0.0, x))  # -0 is 0
+    bits = x.to(tl.int32, bitcast=True)
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ascending.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+
+
+@triton.jit
+def value_of(rank):
+    ascending = (rank >> 32).to(tl.int32)
+    return (ascending ^ ((ascending >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def index_of(rank):
+    return 0x7FFFFFFF - (rank & 0x7FFFFFFF)
+
+
+@triton.jit
+def at_least_smallest(x):
+    """NaN stays NaN."""
+    return tl.where(x < SMALLEST_SUM, SMALLEST_SUM, x)
+
+
+@triton.jit
+def gate_kernel(
+    score_ptr,
+    bias_ptr,
+    id_ptr,
+    weight_ptr,
+    N,
+    routed_scale,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    KEPT: tl.constexpr,
+    K: tl.constexpr,
+    G_P: tl.constexpr,
+    C_P: tl.constexpr,
+    K_P: tl.constexpr,
+    R: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    group, member = tl.arange(0, G_P), tl.arange(0, C_P)
+    expert = group[:, None] * C + member[None, :]
+    real = ((group < G)[:, None] & (member < C)[None, :])[None, :, :]
+    row = score_ptr + n * (G * C)
+    score = tl.load(row[:, None, None] + expert[None, :, :], mask=(n < N)[:, None, None] & real, other=0.0)
+    biased = score + tl.load(bias_ptr + expert[None, :, :], mask=real, other=0.0)
+    poisoned = tl.max(tl.max((biased != biased).to(tl.int32), axis=2), axis=1)
+    rank = tl.where(real, rank_of(biased, expert[None, :, :]), NEVER)
+    if KEPT < G:
+        counts = tl.zeros((R, G_P), tl.float32)
+        rest = rank
+        for _ in tl.static_range(K // KEPT):
+            best = tl.max(rest, axis=2)
+            counts += value_of(best)
+            rest = tl.where(rest == best[:, :, None], NEVER, rest)
+        group_rank = tl.where((group < G)[None, :], rank_of(counts, group[None, :]), NEVER)
+        left = group_rank
+        last = tl.max(left, axis=1)
+        for _ in tl.static_range(KEPT - 1):
+            left = tl.where(left == last[:, None], NEVER, left)
+            last = tl.max(left, axis=1)
+        closed = (group_rank < last[:, None])[:, :, None]
+        rank = tl.where(real & closed, rank_of(float("-inf"), expert[None, :, :]), rank)
+    slot = tl.arange(0, K_P)[None, :]
+    ids = tl.zeros((R, K_P), tl.int64)
+    chosen = tl.zeros((R, K_P), tl.float32)
+    total = tl.zeros((R,), tl.float32)
+    for k in tl.static_range(K):
+        best = tl.max(tl.max(rank, axis=2), axis=1)
+        rank = tl.where(rank == best[:, None, None], NEVER, rank)
+        one = tl.load(row + index_of(best), mask=n < N, other=0.0)
+        total += one
+        ids = tl.where(slot == k, index_of(best)[:, None], ids)
+        chosen = tl.where(slot == k, one[:, None], chosen)
+    weight = tl.math.div_rn(chosen, at_least_smallest(total)[:, None]) * routed_scale
+    weight = tl.where(poisoned[:, None] != 0, float("nan"), weight)
+    at, inside = n[:, None] * K + slot, (n < N)[:, None] & (slot < K)
+    tl.store(id_ptr + at, ids, mask=inside)
+    tl.store(weight_ptr + at, weight, mask=inside)
+
+
+@triton.jit
+def gate_backward_kernel(
+    d_weight_ptr,
+    score_ptr,
+    id_ptr,
+    d_score_ptr,
+    N,
+    routed_scale,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    E_P: tl.constexpr,
+    R: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    inside = n < N
+    total = tl.zeros((R,), tl.float32)
+    along = tl.zeros((R,), tl.float32)
+    for k in tl.static_range(K):
+        expert = tl.load(id_ptr + n * K + k, mask=inside, other=0)
+        one = tl.load(score_ptr + n * E + expert, mask=inside, other=0.0)
+        total += one
+        along += tl.load(d_weight_ptr + n * K + k, mask=inside, other=0.0) * one
+    floored = at_least_smallest(total)
+    mean = tl.where(total < SMALLEST_SUM, 0.0, tl.math.div_rn(along, floored))
+    e = tl.arange(0, E_P)[None, :]
+    d_score = tl.zeros((R, E_P), tl.float32)
+    for k in tl.static_range(K):
+        expert = tl.load(id_ptr + n * K + k, mask=inside, other=0)
+        d_weight = tl.load(d_weight_ptr + n * K + k, mask=inside, other=0.0)
+        d_one = tl.math.div_rn(d_weight - mean, floored) * routed_scale
+        d_score = tl.where(e == expert[:, None], d_one[:, None], d_score)
+    tl.store(d_score_ptr + n[:, None] * E + e, d_score, mask=inside[:, None] & (e < E))
+
+
+def gate(
+    scores_NE: Tensor, bias_E: Tensor, groups: int, groups_kept: int, top_k: int, routed_scale: float
+) -> tuple[Tensor, Tensor]:
+    scores_NE = scores_NE.contiguous()
+    count, experts = scores_NE.shape
+    ids_NK = scores_NE.new_empty(count, top_k, dtype=torch.int64)
+    weights_NK = scores_NE.new_empty(count, top_k)
+    if count:
+        sizes = groups, experts // groups, groups_kept, top_k
+        rounded = (triton.next_power_of_2(size) for size in (groups, experts // groups, top_k))
+        gate_kernel[(triton.cdiv(count, TOKENS),)](
+            scores_NE,
+            bias_E.contiguous(),
+            ids_NK,
+            weights_NK,
+            count,
+            routed_scale,
+            *sizes,
+            *rounded,
+            TOKENS,
+            **LAUNCH,
+        )
+    return ids_NK, weights_NK
+
+
+def gate_backward(d_weights_NK: Tensor, scores_NE: Tensor, ids_NK: Tensor, routed_scale: float) -> Tensor:
+    scores_NE = scores_NE.contiguous()
+    count, experts = scores_NE.shape
+    d_scores_NE = torch.empty_like(scores_NE)
+    if count:
+        gate_backward_kernel[(triton.cdiv(count, TOKENS),)](
+            d_weights_NK.contiguous(),
+            scores_NE,
+            ids_NK.contiguous(),
+            d_scores_NE,
+            count,
+            routed_scale,
+            experts,
+            ids_NK.shape[1],
+            triton.next_power_of_2(experts),
+            TOKENS,
+            **LAUNCH,
+        )
+    return d_scores_NE

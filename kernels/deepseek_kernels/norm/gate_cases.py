@@ -1,0 +1,64 @@
+"""Limits of the RMSNorm kernels at V3's widths: hidden 7168, latents 1536 and 512."""
+
+import triton
+
+from deepseek_kernels.formats import TILE
+from deepseek_kernels.gate.case import Case, Limits
+from deepseek_kernels.norm import triton_impl as kernels
+
+
+def _norm(d: int, quantise: bool, limits: Limits) -> Case:
+    tiles = triton.next_power_of_2(d // TILE)
+    pointers = {"x_ptr": "*bf16", "gain_ptr": "*bf16", "y_ptr": "*bf16", "scale_ptr": "*fp32"}
+    if quantise:
+        pointers |= {"value_ptr": "*fp8e4nv", "tile_scale_ptr": "*fp32"}
+    return Case(
+        f"norm {d}{' and quantise' if quantise else ''}",
+        kernels.norm_kernel,
+        pointers | {"M": "i32", "D": "i32", "KP": "i32", "eps": "fp32"},
+        ({} if quantise else {"value_ptr": None, "tile_scale_ptr": None})
+        | {"G": tiles, "QUANTISE": quantise, "POW2": quantise},
+        kernels.row_launch(tiles),
+        (*pointers, "M", "D", "KP"),
+        limits,
+    )
+
+
+def _backward(d: int, limits: Limits) -> Case:
+    tiles = triton.next_power_of_2(d // TILE)
+    pointers = {
+        "dy_ptr": "*bf16",
+        "x_ptr": "*bf16",
+        "scale_ptr": "*fp32",
+        "gain_ptr": "*bf16",
+        "dx_ptr": "*bf16",
+    }
+    return Case(
+        f"backward {d}",
+        kernels.backward_kernel,
+        pointers | {"D": "i32"},
+        {"G": tiles},
+        kernels.row_launch(tiles),
+        (*pointers, "D"),
+        limits,
+    )
+
+
+_GAIN = {"dy_ptr": "*bf16", "x_ptr": "*bf16", "scale_ptr": "*fp32", "part_ptr": "*fp32"}
+CASES = (
+    _norm(7168, False, Limits(64, 128, {"LDG.E.128": 8, "STG.E.128": 4})),
+    _norm(1536, False, Limits(64, 128, {"LDG.E.128": 8, "STG.E.128": 4})),
+    _norm(512, False, Limits(64, 128, {"LDG.E.128": 4, "STG.E.128": 2})),
+    _norm(7168, True, Limits(72, 8192, {"LDG.E.128": 8, "STG.E.128": 6})),
+    _backward(7168, Limits(96, 128, {"LDG.E.128": 12, "STG.E.128": 4})),
+    _backward(512, Limits(96, 128, {"LDG.E.128": 6, "STG.E.128": 2})),
+    Case(
+        "gain gradient",
+        kernels.gain_kernel,
+        _GAIN | {"M": "i32", "D": "i32"},
+        {"R": kernels.SUM_ROWS, "PART": kernels.PART},
+        kernels.SUM_LAUNCH,
+        (*_GAIN, "M", "D"),
+        Limits(128, 32768, {"LDG.E.128": 8}),
+    ),
+)  # fmt: skip

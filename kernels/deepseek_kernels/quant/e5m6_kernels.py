@@ -1,0 +1,81 @@
+"""Triton kernels for E5M6, 12 bits a value. Legend: see ``formats``; S elements from row to row."""
+
+import triton
+import triton.language as tl
+
+from deepseek_kernels.formats import LARGEST_E5M6 as _LARGEST_E5M6
+from deepseek_kernels.tile_math import inverse_of, scale_of
+
+LARGEST_E5M6 = tl.constexpr(_LARGEST_E5M6)
+ROWS = 32
+WORDS = 48  # of a tile: 128 values of 12 bits
+PACK_LAUNCH = {"num_warps": 4, "num_stages": 1}
+UNPACK_LAUNCH = {"num_warps": 4, "num_stages": 1}
+
+
+@triton.jit
+def _code(x):
+    """12 bits: FP16 without its last 4, to nearest even; 0x7E0 for NaN, whose payload rounding would carry away."""
+    bits = x.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return tl.where(x == x, (bits + 7 + (bits >> 4 & 1)) >> 4, 0x7E0)
+
+
+@triton.jit
+def _eighths(x, R: tl.constexpr, C: tl.constexpr):
+    """[R, 8 C] -> eight of [R, C]: every eighth value from the first, the second, ..."""
+    even, odd = tl.split(tl.reshape(x, (R, C * 4, 2)))
+    e0, e1 = tl.split(tl.reshape(even, (R, C * 2, 2)))
+    o0, o1 = tl.split(tl.reshape(odd, (R, C * 2, 2)))
+    a, e = tl.split(tl.reshape(e0, (R, C, 2)))
+    c, g = tl.split(tl.reshape(e1, (R, C, 2)))
+    b, f = tl.split(tl.reshape(o0, (R, C, 2)))
+    d, h = tl.split(tl.reshape(o1, (R, C, 2)))
+    return a, b, c, d, e, f, g, h
+
+
+@triton.jit
+def pack_kernel(x_ptr, word_ptr, scale_ptr, M, K, S, tiles, R: tl.constexpr):
+    first = tl.program_id(0) // tiles * R
+    tile = tl.program_id(0) % tiles
+    row = tl.arange(0, R)
+    k = tile * 128 + tl.arange(0, 128)
+    inside = (first + row < M)[:, None]
+    x_ptr += first.to(tl.int64) * S
+    x = tl.load(x_ptr + row[:, None] * S + k[None, :], mask=inside & (k < K)[None, :], other=0.0).to(tl.float32)
+    scale = scale_of(tl.max(tl.abs(x), axis=1), True, LARGEST_E5M6)
+    a, b, c, d, e, f, g, h = _eighths(_code(x * inverse_of(scale, True)[:, None]), R, 16)
+    group = tl.arange(0, 16)
+    word_ptr += first.to(tl.int64) * (tiles * 48)
+    at = word_ptr + row[:, None] * (tiles * 48) + (tile * 48 + group * 3)[None, :]
+    tl.store(at, a | b << 12 | c << 24, mask=inside)
+    tl.store(at + 1, c >> 8 | d << 4 | e << 16 | f << 28, mask=inside)
+    tl.store(at + 2, f >> 4 | g << 8 | h << 20, mask=inside)
+    tl.store(scale_ptr + tile.to(tl.int64) * M + first + row, scale, mask=first + row < M)
+
+
+@triton.jit
+def _value(code):
+    return ((code & 0xFFF) << 4).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def unpack_kernel(word_ptr, scale_ptr, y_ptr, M, K, tiles, R: tl.constexpr):
+    first = tl.program_id(0) // tiles * R
+    tile = tl.program_id(0) % tiles
+    row = tl.arange(0, R)
+    k = tile * 128 + tl.arange(0, 128)
+    inside = (first + row < M)[:, None]
+    word_ptr += first.to(tl.int64) * (tiles * 48)
+    at = word_ptr + row[:, None] * (tiles * 48) + (tile * 48 + tl.arange(0, 16) * 3)[None, :]
+    p = tl.load(at, mask=inside, other=0).to(tl.uint32)
+    q = tl.load(at + 1, mask=inside, other=0).to(tl.uint32)
+    r = tl.load(at + 2, mask=inside, other=0).to(tl.uint32)
+    ae = tl.join(p, q >> 16)
+    cg = tl.join(p >> 24 | q << 8, r >> 8)
+    bf = tl.join(p >> 12, q >> 28 | r << 4)
+    dh = tl.join(q >> 4, r >> 20)
+    even, odd = tl.reshape(tl.join(ae, cg), (R, 64)), tl.reshape(tl.join(bf, dh), (R, 64))
+    scale = tl.load(scale_ptr + tile.to(tl.int64) * M + first + row, mask=first + row < M, other=0.0)
+    y = _value(tl.reshape(tl.join(even, odd), (R, 128))) * scale[:, None]
+    y_ptr += first.to(tl.int64) * K
+    tl.store(y_ptr + row[:, None] * K + k[None, :], y.to(y_ptr.dtype.element_ty), mask=inside & (k < K)[None, :])
