@@ -12,9 +12,9 @@ from torch import Tensor
 
 from deepseek_train.fp8.experts import fp8_experts
 from deepseek_train.fp8.feed_forward import fp8_feed_forward
-from deepseek_train.fp8.order import Order
 from deepseek_train.fp8.room import Fp8
-from deepseek_train.fp8.swiglu import swiglu_backward_quantise, swiglu_quantise
+from deepseek_train.fp8.sorting import Sorting
+from deepseek_train.fp8.swiglu import swiglu_forward, swiglu_gradients
 from deepseek_train.model.swiglu import swiglu
 from deepseek_train.parallel.expert.plan import Arrivals, assign
 from deepseek_train.phases.wgrad import Weight, run_works
@@ -130,8 +130,8 @@ def test_experts(case: tuple[int, int, list[int], int], recipe: dict[str, Any]) 
     fp8, w1, w2 = room(**recipe), weight(E, 2 * F, D), weight(E, D, F)
     x, dy = torch.randn(rows, D, requires_grad=True), torch.randn(rows, D) * 1e-5
     weights = torch.rand(rows, top_k, requires_grad=True)
-    order = Order.of(arrivals.assignment_to_slot_A, arrivals.rows_E, rows, top_k)
-    y = fp8_experts(x, weights, order, w1, w2, fp8)
+    sorting = Sorting.of(arrivals.assignment_to_slot_A, arrivals.rows_E, rows, top_k, "reference")
+    y = fp8_experts(x, weights, sorting, w1, w2, fp8)
     y.backward(dy)
     assert not w1.main_grad.any()
     run_works(fp8.queue.take_open())
@@ -164,17 +164,17 @@ def test_experts(case: tuple[int, int, list[int], int], recipe: dict[str, Any]) 
             assert not one.any()
 
 
-def test_orders_are_each_others_inverse() -> None:
+def test_sorting_there_and_back() -> None:
     arrivals, ids_RK = routed(37, 3, [0, 1, 2, 5])
-    order = Order.of(arrivals.assignment_to_slot_A, arrivals.rows_E, *ids_RK.shape)
-    assert order.groups.padded == 3 * 128
+    sorting = Sorting.of(arrivals.assignment_to_slot_A, arrivals.rows_E, 37, 3, "reference")
+    assert sorting.groups.padded == 3 * 128
     numbered = torch.arange(37 * 3, dtype=torch.float32).view(37, 3) + 1
     local = ids_RK < E
-    assert torch.equal(order.from_padded(order.to_padded(numbered)), numbered * local)
-    for e, (start, count) in enumerate(zip(order.groups.starts.tolist(), arrivals.rows_E, strict=False)):
-        part = order.padded_to_row_P[start : start + count]
+    assert torch.equal(sorting.from_padded(sorting.to_padded(numbered)), numbered * local)
+    for e, (start, count) in enumerate(zip(sorting.groups.starts.tolist(), arrivals.rows_E, strict=False)):
+        part = sorting.order.padded_to_row_P[start : start + count]
         assert part.tolist() == torch.nonzero(ids_RK == e)[:, 0].tolist()  # by token, as they came
-    assert int((order.padded_to_row_P >= 0).sum()) == int(local.sum())
+    assert int((sorting.order.padded_to_row_P >= 0).sum()) == int(local.sum())
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -183,10 +183,8 @@ def test_swiglu_between_products(weighted: bool) -> None:
     recipe = room().recipe
     gate_up, dy = torch.randn(150, 2 * F), torch.randn(150, F)
     factor = torch.rand(150) if weighted else None
-    found, made = (
-        swiglu_backward_quantise(gate_up, factor, dy, recipe),
-        swiglu_quantise(gate_up, factor, recipe),
-    )
+    found = swiglu_gradients(gate_up, factor, dy, recipe, "reference")
+    made = swiglu_forward(gate_up, factor, recipe, "reference")
     wide, ones = gate_up.double().requires_grad_(), (torch.ones(150) if factor is None else factor).double()
     ones.requires_grad_()
     y = _swiglu(wide, ones)
@@ -212,8 +210,8 @@ def test_what_is_not_finite_stays_with_its_row_and_expert(strange: float) -> Non
     x = torch.randn(20, D)
     x[7, 3] = strange
     x.requires_grad_()
-    order = Order.of(arrivals.assignment_to_slot_A, arrivals.rows_E, 20, 1)
-    y = fp8_experts(x, torch.ones(20, 1), order, w1, w2, fp8)
+    sorting = Sorting.of(arrivals.assignment_to_slot_A, arrivals.rows_E, 20, 1, "reference")
+    y = fp8_experts(x, torch.ones(20, 1), sorting, w1, w2, fp8)
     assert not y[7].isfinite().any()
     assert y[torch.arange(20) != 7].isfinite().all()
     y.backward(torch.randn(20, D))

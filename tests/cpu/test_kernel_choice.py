@@ -32,8 +32,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_the_reference_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
     assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == REFERENCE
     found = choose("cuda", {})
-    assert found.attention == "torch"
-    assert {getattr(found, family) for family in FAMILIES if family != "attention"} == {"triton"}
+    assert (found.gemm, found.attention) == ("torch", "torch")
+    assert {getattr(found, family) for family in set(FAMILIES) - {"gemm", "attention"}} == {"triton"}
 
 
 def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
@@ -86,7 +86,8 @@ def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:
     asked = ["experiment=tiny", "precision=fp8", "precision.fp8.accumulate=hopper"]
     (found,) = kernel_problems(compose_config(asked))
     assert found.where == "precision.fp8.accumulate"
-    assert kernel_problems(compose_config([*asked, "kernels.gemm=reference"])) == []
+    references = ["kernels.gemm=reference", "kernels.grouped_gemm=reference"]
+    assert kernel_problems(compose_config([*asked, *references])) == []
     assert kernel_problems(compose_config([*asked, "cluster.device=cpu"])) == []
 
 
