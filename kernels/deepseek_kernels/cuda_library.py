@@ -18,7 +18,7 @@ OPTIONS = (
 )
 # Arguments of every entry point, by name.
 _P, _I = ctypes.c_void_p, ctypes.c_int
-_SIGNATURES = {"deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 8, _P]}
+_SIGNATURES = {"deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 9, _P]}
 
 
 @cache

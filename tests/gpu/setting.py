@@ -5,6 +5,7 @@ with a failure."""
 import torch
 from torch import Tensor
 
+from deepseek_kernels.formats import Blocks, Packed, Rows
 from deepseek_kernels.registry import interpreting, why_not
 from deepseek_kernels.testing import interpreter
 
@@ -43,6 +44,14 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     bits = _BITS[a.element_size()]
     nan = a.float().isnan() & b.float().isnan()
     return bool(((a.view(bits) == b.view(bits)) | nan).all())
+
+
+def same(a: Rows | Blocks | Packed, b: Rows | Blocks | Packed) -> bool:
+    """``same_bits`` of the tensors, equality of the sizes."""
+    return type(a) is type(b) and all(
+        same_bits(x, y) if isinstance(x, Tensor) else x == y
+        for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+    )
 
 
 def error(found: Tensor, exact: Tensor) -> float:

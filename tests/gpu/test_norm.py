@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from deepseek_kernels.formats import Rows
 from deepseek_kernels.norm import rms_norm, rms_norm_backward, rms_norm_gain_gradient, rms_norm_quantise
 from deepseek_kernels.quant import quantise_rows
 from tests.gpu.setting import DEVICE, backends, error, randn, same_bits, size
@@ -127,3 +129,21 @@ def test_gain_gradient_is_autograds(backend: str) -> None:
     scale = rms_norm(x, gain, EPS, backend=backend)[1]
     rms_norm_gain_gradient(dy, x, scale, into, backend=backend)
     assert error(into, expected) <= ADDING
+
+
+def test_fakes_are_shaped_as_the_real() -> None:
+    x, gain = operands(5, 200, torch.bfloat16)
+    real = [*rms_norm(x, gain, EPS, backend="reference")]
+    real += parts(rms_norm_quantise(x, gain, EPS, pow2=True, backend="reference"))
+    real += [rms_norm_backward(x, x, real[1], gain, backend="reference")]
+    with FakeTensorMode() as mode:
+        x, gain = mode.from_tensor(x), mode.from_tensor(gain)
+        fake = [*rms_norm(x, gain, EPS, backend="triton")]
+        fake += parts(rms_norm_quantise(x, gain, EPS, pow2=True, backend="triton"))
+        fake += [rms_norm_backward(x, x, fake[1], gain, backend="triton")]
+        rms_norm_gain_gradient(x, x, fake[1], torch.empty(200), backend="triton")
+    assert [(one.shape, one.dtype) for one in fake] == [(one.shape, one.dtype) for one in real]
+
+
+def parts(found: tuple[Tensor, Tensor, Rows]) -> list[Tensor]:
+    return [*found[:2], found[2].values, found[2].scales]

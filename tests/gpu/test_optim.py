@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepseek_kernels.optim import adamw
 from tests.gpu.setting import DEVICE, backends, randn, same_bits, size
@@ -86,3 +87,10 @@ def test_the_update_uses_moments_before_they_are_rounded(backend: str) -> None:
         assert (
             found == nearest
         ).float().mean() > 0.98  # but where FP32 and float64 fall on two sides of a half
+
+
+def test_a_fake_update_changes_nothing_and_is_known_to_write() -> None:
+    with FakeTensorMode():
+        update([torch.empty(8) for _ in range(4)], 1, torch.empty(8, dtype=torch.bfloat16), "triton")
+    written = [a.name for a in torch.ops.deepseek_kernels.adamw.default._schema.arguments if a.is_write]
+    assert written == ["weight", "exp_avg", "exp_avg_sq", "low"]

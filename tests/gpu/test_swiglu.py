@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from deepseek_kernels.formats import Rows
@@ -169,3 +170,34 @@ def test_what_is_no_number_stays_none_and_out_of_the_padding(f: int, backend: st
     assert gradient[3, [6, f + 6]].isnan().all()
     assert y[3:].isfinite().all()
     assert gradient[4].isfinite().all()
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fakes_are_shaped_as_the_real(weighted: bool, quantised: bool) -> None:
+    gate_up, weight = operands(35, 200, torch.bfloat16, weighted)
+    form, dy = forms(gate_up)[quantised][0], gate_up[:, :200].contiguous()
+    real = everything(dy, gate_up, form, weight, "reference")
+    with FakeTensorMode() as mode:
+        if isinstance(form, Rows):
+            form = Rows(mode.from_tensor(form.values), mode.from_tensor(form.scales), form.width)
+        else:
+            form = mode.from_tensor(form)
+        weight = None if weight is None else mode.from_tensor(weight)
+        fake = everything(mode.from_tensor(dy), mode.from_tensor(gate_up), form, weight, "triton")
+    assert [(one.shape, one.dtype) for one in fake] == [(one.shape, one.dtype) for one in real]
+
+
+def everything(
+    dy: Tensor, gate_up: Tensor, form: Tensor | Rows, weight: Tensor | None, backend: str
+) -> list[Tensor]:
+    """All results of all functions."""
+    results = [
+        swiglu(gate_up, weight, backend=backend),
+        swiglu_quantise(form, weight, pow2=True, backend=backend),
+        swiglu_quantise_columns(form, weight, pow2=True, backend=backend),
+        *swiglu_backward(dy, form, weight, backend=backend),
+        *swiglu_backward_quantise(dy, form, weight, pow2=True, backend=backend),
+    ]
+    both = [[one.values, one.scales] if isinstance(one, Rows) else [one] for one in results]
+    return [one for some in both for one in some if one is not None]

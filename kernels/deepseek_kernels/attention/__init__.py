@@ -1,8 +1,8 @@
-"""Attention of MLA's heads, causal and, where documents share a sequence, within the document alone: a token sees itself
-and what is before it in its own document. Softmax in FP32 (V3 report section 2.1.1; FlashAttention-2, Dao 2023).
+"""Attention of MLA's heads, causal and, where documents share a sequence, within the document alone: a token sees
+itself and what is before it in its own document. Softmax in FP32 (V3 report section 2.1.1; FlashAttention-2, Dao 2023).
 
 Legend: B batch, T time, H heads, Q query/key size (``nope`` + rope; 192 in V3, 128 of them nope), V value size (128).
-The last axis of every tensor is contiguous, the others may have any strides.
+Strides may be any; where the last axis is not contiguous, tensors are copied.
 """
 
 import torch
@@ -62,9 +62,10 @@ def attention(
     """softmax(scale q k^T) v, and the natural logarithm of each softmax's sum: out_BTHV, lse_BHT (FP32).
 
     ``document_starts_BT`` (int32): the first position of each position's document, which neither decreases along T nor
-    passes the position itself; None: each row is one document. A query that sees a key with a NaN is NaN; no other is.
-    BF16 or FP32; the reference also takes FP64, and then gives lse in FP64. Raises ``ValueError`` for shapes, types
-    and scales that do not fit, ``BackendUnavailable`` where a backend lacks the case.
+    passes the position itself; None: each row is one document. BF16 or FP32; the reference also takes FP64, and then
+    gives lse in FP64. A NaN in a key makes the queries that see it NaN and no others; one in a value may reach more.
+    Raises ``ValueError`` for shapes, types and scales that do not fit, ``BackendUnavailable`` where a backend lacks the
+    case.
     """
     _check(q_BTHQ, k_BTHQ, v_BTHV, scale, document_starts_BT, nope)
     return _attention(q_BTHQ, k_BTHQ, v_BTHV, scale, document_starts_BT, nope, backend=backend)
@@ -87,7 +88,9 @@ def attention_backward(
     and ``ext``: as their libraries do)."""
     _check(q_BTHQ, k_BTHQ, v_BTHV, scale, document_starts_BT, nope)
     if d_out_BTHV.shape != v_BTHV.shape or out_BTHV.shape != v_BTHV.shape:
-        raise ValueError(f"d_out {tuple(d_out_BTHV.shape)} or out {tuple(out_BTHV.shape)} is not shaped like v")
+        raise ValueError(
+            f"d_out {tuple(d_out_BTHV.shape)} or out {tuple(out_BTHV.shape)} is not shaped like v"
+        )
     return _attention_backward(
         d_out_BTHV,
         q_BTHQ,

@@ -3,8 +3,9 @@
     P = exp(scale Q K^T - lse),   delta = sum of out * dO along a row,   dS = P * (dO V^T - delta)
     dQ = scale dS K,              dK = scale dS^T Q,                     dV = P^T dO
 
-dQ goes by queries and comes first: it leaves delta, and lse in powers of two, in rows padded to whole blocks, for dK and
-dV, which go by keys and work on transposed tiles [keys, queries] so that P^T and dS^T are left operands as they are.
+dQ goes by queries and comes first: it leaves delta, and lse in powers of two, in rows padded to whole blocks, for dK
+and dV, which go by keys and work on transposed tiles [keys, queries], so that P^T and dS^T are left operands as they
+are.
 """
 
 import triton

@@ -1,4 +1,5 @@
-"""Forward: a program for BM queries of a head, keys in blocks of BN, softmax on the way (FlashAttention-2, algorithm 1).
+"""Forward: a program for BM queries of a head, keys in blocks of BN, softmax on the way (FlashAttention-2, algorithm
+1).
 
 Blocks that every query of the program sees whole come first and carry no mask; those on the diagonal and across a
 border of documents follow in a second loop. The running maximum makes the order free.

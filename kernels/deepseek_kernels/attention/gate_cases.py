@@ -1,5 +1,5 @@
-"""Limits of the attention kernels at V3's head sizes: tensor cores, TMA for what streams by, 16-byte loads and stores of
-the rest."""
+"""Limits of the attention kernels at V3's head sizes: tensor cores, TMA for what streams by, 16-byte loads and stores
+of the rest."""
 
 from typing import Any
 
@@ -16,7 +16,13 @@ _ODD = ("T", "H")  # sizes that need not be divisible by 16
 
 
 def case(
-    kernel: Any, streams: tuple[str, ...], rows: int, tile: Tile, dtype: torch.dtype, docs: bool, limits: Limits
+    kernel: Any,
+    streams: tuple[str, ...],
+    rows: int,
+    tile: Tile,
+    dtype: torch.dtype,
+    docs: bool,
+    limits: Limits,
 ) -> Case:
     """``streams``: arguments that are descriptors, of ``rows`` rows."""
     name = _NAMES[dtype]
@@ -47,7 +53,9 @@ def _cases(dtype: torch.dtype, docs: bool, registers: int, needs: dict[str, int]
     by_queries = ("k_nope", "k_rope", "v")
     by_keys = ("q_nope", "q_rope", "d_out")
     return (
-        case(forward_kernel.forward_kernel, by_queries, tiles.forward.keys, tiles.forward, dtype, docs, limits),
+        case(
+            forward_kernel.forward_kernel, by_queries, tiles.forward.keys, tiles.forward, dtype, docs, limits
+        ),
         case(backward_kernels.dq_kernel, by_queries, tiles.dq.keys, tiles.dq, dtype, docs, limits),
         case(backward_kernels.dkdv_kernel, by_keys, tiles.dkdv.queries, tiles.dkdv, dtype, docs, limits),
     )

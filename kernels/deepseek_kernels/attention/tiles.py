@@ -1,8 +1,8 @@
 """What the attention kernels share: tiles of heads, and which keys a query sees.
 
-Tiles that stay for a whole program are loaded through pointers, which puts them in shared memory as ``tl.dot`` wants its
-left operand; those that stream by come through descriptors (TMA), which need neither registers for addresses nor masks:
-beyond the tensor they read zeros.
+Tiles that stay for a whole program are loaded through pointers: Triton then keeps such left operands of ``tl.dot`` in
+shared memory, and not, as behind a descriptor and a reshape, in registers. Those that stream by come through
+descriptors (TMA), which need neither registers for addresses nor masks: beyond the tensor they read zeros.
 """
 
 import triton

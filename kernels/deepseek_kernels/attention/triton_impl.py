@@ -1,7 +1,6 @@
 """Attention as Triton kernels: tiles, and how they are launched.
 
-Legend: see the package; M rows of queries and N of keys of a tile, W width of a part of the heads and C its columns in a
-tile.
+Legend: see the package; W width of a part of the heads.
 """
 
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
+    """``dkdv.queries`` divides ``dkdv.keys`` and ``dq.queries``."""
+
     forward: Tile
     dq: Tile
     dkdv: Tile
@@ -39,7 +40,7 @@ class Tiles:
 # What fits the registers without spilling on Triton 3.6.0 and 3.9.0 (the gate holds it to that).
 TILES = {
     torch.bfloat16: Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(32, 128, 8, 3), "ieee"),
-    torch.float32: Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), "tf32x3"),
+    torch.float32: Tiles(Tile(16, 32, 4, 1), Tile(16, 32, 8, 1), Tile(16, 16, 8, 1), "tf32x3"),
 }
 
 
@@ -63,6 +64,11 @@ def _parts(x_BTHQ: Tensor, nope: int, rows: int) -> tuple[TensorDescriptor, Tens
     return _view(x_BTHQ[..., :nope], rows), _view(x_BTHQ[..., nope:], rows)
 
 
+def _readable(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The kernels step along the last axis one by one."""
+    return tuple(x if x.stride(3) == 1 else x.contiguous() for x in tensors)
+
+
 def _view(x_BTHW: Tensor, rows: int) -> TensorDescriptor:
     """A descriptor that reads ``rows`` positions of a head. TMA wants addresses and strides in 16 bytes, and no stride
     of 0: what lies differently is copied."""
@@ -84,6 +90,7 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, document_starts: Tensor | None, nope: int
 ) -> tuple[Tensor, Tensor]:
     tiles, tile = _tiles(q), _tiles(q).forward
+    q, k, v = _readable(q, k, v)
     b, t, h, width = q.shape
     out = q.new_empty(b, t, h, v.shape[3])
     lse = q.new_empty(b, h, t, dtype=torch.float32)
@@ -123,6 +130,7 @@ def attention_backward(
     nope: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tiles = _tiles(q)
+    d_out, q, k, v, out = _readable(d_out, q, k, v, out)
     b, t, h, width = q.shape
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     if not out.numel():
@@ -184,6 +192,8 @@ def attention_backward(
 
 def _ends(starts_BT: Tensor, keys: int) -> Tensor:
     """[B, blocks of keys]: where the document of each block's last key ends."""
-    last = torch.arange(keys - 1, starts_BT.shape[1] + keys - 1, keys, dtype=torch.int32, device=starts_BT.device)
+    last = torch.arange(
+        keys - 1, starts_BT.shape[1] + keys - 1, keys, dtype=torch.int32, device=starts_BT.device
+    )
     last_BN = last.expand(starts_BT.shape[0], -1).contiguous()
     return torch.searchsorted(starts_BT, last_BN, right=True, out_int32=True)

@@ -1,10 +1,11 @@
 // Block-scaled FP8 products on Hopper: C[m, n] = sum over tiles g of a_scale[g, m] b_scale[.., g] (sum over k in g of A[m, k]
 // B[n, k]), contraction last and contiguous in both (V3 report section 3.3.2, promotion every 128 elements).
 //
-// A block computes a tile of 128 x 128. One thread copies operands into a ring of stages; two warpgroups multiply, each its
-// 64 rows: four matrix instructions add up the 128 elements of a scale tile, whose sum is then promoted to FP32
-// registers while the other warpgroup's instructions run. Two neighbouring blocks form a cluster: they compute tiles beside
-// each other in N and share A, of which each copies one half for both.
+// A block computes a tile of 128 rows and kHalves times 128 columns. One thread copies operands into a ring of stages; two
+// warpgroups multiply, each its 64 rows: four matrix instructions add up the 128 elements of a scale tile, whose sum is then
+// promoted to FP32 registers while the other warpgroup's instructions run. Two blocks form a cluster: their tiles lie
+// one below the other and share B, of which each copies one half for both, as long as they are of one expert. Reading
+// from L2 is what bounds these products: 256 columns and the shared B come to 16 KiB for a tile of 128 x 128 x 128.
 #include <dlfcn.h>
 
 #include "hopper.cuh"
@@ -12,20 +13,22 @@
 namespace {
 
 constexpr int kTile = 128;      // of M, N and K
-constexpr int kCluster = 2;     // blocks that share A
+constexpr int kCluster = 2;     // blocks that share B
 constexpr int kWarps = 8;       // that multiply
-constexpr int kBand = 8;        // tiles of M that are worked on together, so that their operands stay in L2
+constexpr int kBand = 4;        // pairs of tiles of M that are worked on together, so that their operands stay in L2
 constexpr int kOperandBytes = kTile * kTile;
+constexpr int kCopiers = 128;   // threads beside them, of which one copies
 
 enum Output { kStoreBf16, kStoreFp32, kAddFp32 };
 
-// Bytes of a row of results in shared memory, with as much beside it that no bank is asked twice at once.
+// Results leave a warp's registers in pieces of 16 rows: of BF16 64 columns, of FP32 128; with as much beside a row that no
+// bank of shared memory is asked twice at once.
 template <Output kOutput>
-constexpr int kPitchOf = kOutput == kAddFp32 ? 4 * kTile + 32 : 2 * kTile + 16;
+constexpr int kPitch = kOutput == kAddFp32 ? 4 * kTile + 32 : kTile + 16;
 
 struct Problem {
   int m, n;               // of C
-  int tiles_m, pairs_n;   // pairs of tiles
+  int pairs_m, tiles_n;   // pairs of tiles of M; tiles of N, as wide as they are
   int k_tiles;            // of the whole contraction axis
   int b_rows;             // of one expert's B in memory
   int experts;
@@ -35,99 +38,114 @@ struct Problem {
   void* c;
 };
 
-struct Stage {
-  uint8_t a[kOperandBytes];
-  uint8_t b[kOperandBytes];
-};
-
-template <Output kOutput>
+template <bool kRowsB, Output kOutput, int kHalves>
 struct Shared {
-  static constexpr int kStages = kOutput == kAddFp32 ? 4 : 5;
-  Stage stages[kStages];
+  static constexpr int kStages = kHalves == 2 ? (kOutput == kAddFp32 ? 3 : 4) : (kOutput == kAddFp32 ? 4 : 6);
+  struct Stage {
+    uint8_t a[kOperandBytes];
+    uint8_t b[kHalves * kOperandBytes];
+  } stages[kStages];
   float a_scales[kStages][kTile];
-  float b_scales[kStages][kTile];
-  uint8_t results[kWarps][16 * kPitchOf<kOutput>];  // of each warp, on their way out
+  float b_scales[kRowsB ? kStages : 1][kHalves * kTile];
+  uint8_t results[kWarps][16 * kPitch<kOutput>];  // of each warp, on their way out
   uint64_t full[kStages], empty[kStages];
 };
 
 struct Work {
-  int expert, tile_m, tile_n, first_k, last_k;
+  int expert;    // whose sums or whose B
+  int tile_m, tile_n, first_k, last_k;
+  bool shared;   // the cluster's blocks need the same B
 };
 
 // The `index`-th piece of work of a cluster, for the block with this rank in it. Bands of M, tiles of N outside.
 __device__ __forceinline__ Work work_at(const Problem& p, int index, int rank) {
   Work w;
-  const int each = p.tiles_m * p.pairs_n;
+  const int each = p.pairs_m * p.tiles_n;
   w.expert = p.starts ? index / each : 0;
   index -= w.expert * each;
-  const int band = index / (kBand * p.pairs_n);
-  const int high = min(kBand, p.tiles_m - band * kBand);
-  index -= band * kBand * p.pairs_n;
-  w.tile_m = band * kBand + index % high;
-  w.tile_n = index / high * kCluster + rank;
+  const int band = index / (kBand * p.tiles_n);
+  const int high = min(kBand, p.pairs_m - band * kBand);
+  index -= band * kBand * p.tiles_n;
+  w.tile_m = (band * kBand + index % high) * kCluster + rank;
+  w.tile_n = index / high;
   w.first_k = p.starts ? p.starts[w.expert] / kTile : 0;
   w.last_k = p.starts ? p.starts[w.expert + 1] / kTile : p.k_tiles;
-  if (p.tile_expert) w.expert = p.tile_expert[w.tile_m];
+  w.shared = true;
+  if (p.tile_expert) {
+    const int last = (p.m + kTile - 1) / kTile - 1;  // below it there is nothing: any expert will do
+    w.expert = p.tile_expert[min(w.tile_m, last)];
+    w.shared = w.expert == p.tile_expert[min(w.tile_m ^ 1, last)];
+  }
   return w;
 }
 
 __device__ __forceinline__ int pieces(const Problem& p) {
-  return p.tiles_m * p.pairs_n * (p.starts ? p.experts : 1);
+  return p.pairs_m * p.tiles_n * (p.starts ? p.experts : 1);
 }
 
 // One thread.
-template <bool kRowsB, Output kOutput>
-__device__ void copy_operands(const Problem& p, Shared<kOutput>& s, const CUtensorMap* a, const CUtensorMap* b,
-                              const CUtensorMap* a_scales, const CUtensorMap* b_scales) {
+template <bool kRowsB, Output kOutput, int kHalves>
+__device__ void copy_operands(const Problem& p, Shared<kRowsB, kOutput, kHalves>& s, const CUtensorMap* a,
+                              const CUtensorMap* b, const CUtensorMap* a_scales, const CUtensorMap* b_scales) {
   using namespace hopper;
-  constexpr int kStages = Shared<kOutput>::kStages;
-  constexpr uint32_t kBytes = 2 * kOperandBytes + (kRowsB ? 2 : 1) * kTile * sizeof(float);
-  constexpr int kHalf = kTile / kCluster;
+  constexpr int kStages = Shared<kRowsB, kOutput, kHalves>::kStages;
+  constexpr uint32_t kBytes = (1 + kHalves) * kOperandBytes + (1 + kRowsB * kHalves) * kTile * sizeof(float);
+  constexpr int kPart = kHalves * kTile / kCluster;  // rows of B that a block copies for both
   const int rank = cluster_rank();
   int count = 0;
   for (int index = blockIdx.x / kCluster; index < pieces(p); index += gridDim.x / kCluster) {
     const Work w = work_at(p, index, rank);
-    const int row_a = w.tile_m * kTile, row_b = (p.starts ? 0 : w.expert * p.b_rows) + w.tile_n * kTile;
+    const int row_a = w.tile_m * kTile, column = w.tile_n * kHalves * kTile;
+    const int row_b = (p.starts ? 0 : w.expert * p.b_rows) + column;
     for (int k = w.first_k; k < w.last_k; ++k, ++count) {
       const int at = count % kStages;
+      auto& stage = s.stages[at];
+      uint64_t* full = &s.full[at];
       barrier_wait(&s.empty[at], (count / kStages & 1) ^ 1);
-      barrier_expect(&s.full[at], kBytes);
-      load_box_for(a, &s.full[at], s.stages[at].a + rank * kHalf * kTile, k * kTile, row_a + rank * kHalf,
-                   (1 << kCluster) - 1);
-      load_box(b, &s.full[at], s.stages[at].b, k * kTile, row_b);
-      load_box(a_scales, &s.full[at], s.a_scales[at], row_a, k);
-      if constexpr (kRowsB) load_box(b_scales, &s.full[at], s.b_scales[at], w.tile_n * kTile, k);
+      barrier_expect(full, kBytes);
+      load_box(a, full, stage.a, k * kTile, row_a);
+      if (w.shared) {
+        load_box_for(b, full, stage.b + rank * kPart * kTile, k * kTile, row_b + rank * kPart, (1 << kCluster) - 1);
+      } else {
+        for (int part = 0; part < kCluster; ++part)
+          load_box(b, full, stage.b + part * kPart * kTile, k * kTile, row_b + part * kPart);
+      }
+      load_box(a_scales, full, s.a_scales[at], row_a, k);
+      if constexpr (kRowsB)
+        for (int half = 0; half < kHalves; ++half)
+          load_box(b_scales, full, s.b_scales[at] + half * kTile, column + half * kTile, k);
     }
   }
 }
 
-// A warp's 16 x 128 sums as BF16, turned in shared memory so that a row leaves in pieces of 16 bytes.
-__device__ __forceinline__ void store_bf16(const Problem& p, const float (&sum)[64], uint8_t* turned, int row, int column,
+// A warp's 16 x 128 sums as BF16, 64 columns at a time, turned in shared memory so that a row leaves in pieces of 16 bytes.
+__device__ __forceinline__ void store_bf16(const Problem& p, const float (&sum)[64], uint8_t* results, int row, int column,
                                            int lane) {
-  constexpr int kPitch = kPitchOf<kStoreBf16>;
-#pragma unroll
-  for (int j = 0; j < 16; ++j) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint8_t* to = turned + (lane / 4 + half * 8) * kPitch + (j * 8 + lane % 4 * 2) * 2;
-      *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]);
-    }
-  }
-  __syncwarp();
+  constexpr int kRow = kPitch<kStoreBf16>;
   auto* c = static_cast<__nv_bfloat16*>(p.c);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int r = i * 2 + lane / 16, at = column + lane % 16 * 8;
-    const uint8_t* from = turned + r * kPitch + lane % 16 * 16;
-    if (row + r >= p.m) continue;
-    __nv_bfloat16* to = c + static_cast<int64_t>(row + r) * p.n + at;
-    if (p.n % 8 == 0) {
-      if (at < p.n) *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
-    } else {
-      for (int e = 0; e < 8 && at + e < p.n; ++e) to[e] = reinterpret_cast<const __nv_bfloat16*>(from)[e];
+  for (int side = 0; side < 2; ++side) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      uint8_t* to = results + (lane / 4 + i % 2 * 8) * kRow + (i / 2 * 8 + lane % 4 * 2) * 2;
+      const int from = 32 * side + 2 * i;
+      *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(sum[from], sum[from + 1]);
     }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = i * 4 + lane / 8, at = column + side * 64 + lane % 8 * 8;
+      const uint8_t* from = results + r * kRow + lane % 8 * 16;
+      if (row + r >= p.m) continue;
+      __nv_bfloat16* to = c + static_cast<int64_t>(row + r) * p.n + at;
+      if (p.n % 8 == 0) {
+        if (at < p.n) *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
+      } else {
+        for (int e = 0; e < 8 && at + e < p.n; ++e) to[e] = reinterpret_cast<const __nv_bfloat16*>(from)[e];
+      }
+    }
+    __syncwarp();
   }
-  __syncwarp();
 }
 
 template <bool kAdd>
@@ -146,13 +164,13 @@ __device__ __forceinline__ void store_fp32(const Problem& p, const float (&sum)[
 // A warp's 16 x 128 sums, added to FP32 by the copy engine while the warp goes on to its next tile.
 __device__ __forceinline__ void add_fp32(const Problem& p, const float (&sum)[64], uint8_t* results, int64_t base, int row,
                                          int column, int lane) {
-  constexpr int kPitch = kPitchOf<kAddFp32>;
+  constexpr int kRow = kPitch<kAddFp32>;
   if (p.n % 4) return store_fp32<true>(p, sum, base, row, column, lane);
-  hopper::add_rows_read();  // of the tile before
+  hopper::add_rows_read();  // of what was added before
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
-    uint8_t* to = results + (lane / 4 + i % 2 * 8) * kPitch + (i / 2 * 8 + lane % 4 * 2) * 4;
+    uint8_t* to = results + (lane / 4 + i % 2 * 8) * kRow + (i / 2 * 8 + lane % 4 * 2) * 4;
     *reinterpret_cast<float2*>(to) = make_float2(sum[2 * i], sum[2 * i + 1]);
   }
   hopper::show_to_copies();
@@ -160,19 +178,16 @@ __device__ __forceinline__ void add_fp32(const Problem& p, const float (&sum)[64
   const int columns = min(kTile, p.n - column);
   if (lane < 16 && row + lane < p.m && columns > 0)
     hopper::add_row(static_cast<float*>(p.c) + base + static_cast<int64_t>(row + lane) * p.n + column,
-                    results + lane * kPitch, columns * sizeof(float));
+                    results + lane * kRow, columns * sizeof(float));
   hopper::add_rows_commit();
 }
 
-// Waits for the operands in a stage and starts their product.
-template <Output kOutput>
-__device__ __forceinline__ void start(Shared<kOutput>& s, int count, int group, float (&part)[64]) {
+// Starts the product of a stage's operands, whose copies have arrived. `half`: of the columns.
+template <class S>
+__device__ __forceinline__ void start(S& s, int at, int group, int half, float (&part)[64]) {
   using namespace hopper;
-  constexpr int kStages = Shared<kOutput>::kStages;
-  const int at = count % kStages;
-  barrier_wait(&s.full[at], count / kStages & 1);
   const uint64_t a = descriptor(shared_address(s.stages[at].a) + group * 64 * kTile);
-  const uint64_t b = descriptor(shared_address(s.stages[at].b));
+  const uint64_t b = descriptor(shared_address(s.stages[at].b) + half * kOperandBytes);
   hold(part);
   products_begin();
 #pragma unroll
@@ -180,108 +195,104 @@ __device__ __forceinline__ void start(Shared<kOutput>& s, int count, int group, 
   products_commit();
 }
 
-// Gives the stage of a finished product back, to the copies of both blocks, and promotes it. `scale`: of the block of B.
-template <bool kRowsB, Output kOutput>
-__device__ __forceinline__ void promote(Shared<kOutput>& s, int count, int row, int lane, float scale, float (&part)[64],
-                                        float (&sum)[64]) {
-  const int at = count % Shared<kOutput>::kStages;
+// sum += part, scaled. `across`: scales of the columns in shared memory, or `scale`, of the block of B.
+template <bool kRowsB>
+__device__ __forceinline__ void promote(float (&part)[64], float (&sum)[64], float upper, float lower, float scale,
+                                        const float* across, int lane) {
   hopper::hold(part);
-  float upper = s.a_scales[at][row + lane / 4], lower = s.a_scales[at][row + lane / 4 + 8];
-  if constexpr (kRowsB) {
+  if constexpr (!kRowsB) upper *= scale, lower *= scale;
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      const float2 across = *reinterpret_cast<const float2*>(&s.b_scales[at][j * 8 + lane % 4 * 2]);
-      sum[4 * j] += part[4 * j] * (upper * across.x), sum[4 * j + 1] += part[4 * j + 1] * (upper * across.y);
-      sum[4 * j + 2] += part[4 * j + 2] * (lower * across.x), sum[4 * j + 3] += part[4 * j + 3] * (lower * across.y);
+  for (int j = 0; j < 16; ++j) {
+    float2 u = {upper, upper}, l = {lower, lower};
+    if constexpr (kRowsB) {
+      const float2 c = *reinterpret_cast<const float2*>(across + j * 8 + lane % 4 * 2);
+      u.x *= c.x, u.y *= c.y, l.x *= c.x, l.y *= c.y;
     }
-    __syncwarp();
-    if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
-  } else {
-    __syncwarp();
-    if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
-    upper *= scale, lower *= scale;
-#pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      sum[4 * j] += part[4 * j] * upper, sum[4 * j + 1] += part[4 * j + 1] * upper;
-      sum[4 * j + 2] += part[4 * j + 2] * lower, sum[4 * j + 3] += part[4 * j + 3] * lower;
-    }
+    sum[4 * j] += part[4 * j] * u.x, sum[4 * j + 1] += part[4 * j + 1] * u.y;
+    sum[4 * j + 2] += part[4 * j + 2] * l.x, sum[4 * j + 3] += part[4 * j + 3] * l.y;
   }
 }
 
-template <bool kRowsB, Output kOutput>
-__device__ void multiply(const Problem& p, Shared<kOutput>& s) {
+template <bool kRowsB, Output kOutput, int kHalves>
+__device__ void multiply(const Problem& p, Shared<kRowsB, kOutput, kHalves>& s) {
   using namespace hopper;
-  const int rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+  constexpr int kStages = Shared<kRowsB, kOutput, kHalves>::kStages;
+  const int rank = cluster_rank(), lane = threadIdx.x % 32, warp = (threadIdx.x - kCopiers) / 32;
   const int group = warp / 4, row_in_tile = warp * 16;  // the first warpgroup has rows 0 to 63
+  const int last_block = p.b_rows / kTile - 1;
   int count = 0;
   for (int index = blockIdx.x / kCluster; index < pieces(p); index += gridDim.x / kCluster) {
     const Work w = work_at(p, index, rank);
-    const int tiles = w.last_k - w.first_k;
-    if (tiles == 0) continue;  // an expert without rows
-    float sum[64] = {}, even[64], odd[64];
-    const int block_row = w.expert * (p.b_rows / kTile) + min(w.tile_n, p.b_rows / kTile - 1);
-    const float* scales = kRowsB ? nullptr : p.b_scales + static_cast<int64_t>(block_row) * p.k_tiles + w.first_k;
-    const auto scale_of = [&](int k) { return kRowsB ? 1.f : __ldg(scales + k); };
-    // One product is always under way while the one before it is promoted.
-    start<kOutput>(s, count, group, even);
-    int k = 0;
-    for (; k + 2 < tiles; k += 2) {
-      const float scale = scale_of(k), next = scale_of(k + 1);
-      start<kOutput>(s, count + k + 1, group, odd);
-      products_wait<1>();
-      promote<kRowsB, kOutput>(s, count + k, row_in_tile, lane, scale, even, sum);
-      start<kOutput>(s, count + k + 2, group, even);
-      products_wait<1>();
-      promote<kRowsB, kOutput>(s, count + k + 1, row_in_tile, lane, next, odd, sum);
+    if (w.first_k == w.last_k) continue;  // an expert without rows
+    float sum[kHalves][64] = {}, part[64];
+    const float* scales[kHalves] = {};
+    if constexpr (!kRowsB)
+      for (int half = 0; half < kHalves; ++half)
+        scales[half] = p.b_scales + static_cast<int64_t>(w.expert * (last_block + 1) +
+                                                         min(w.tile_n * kHalves + half, last_block)) * p.k_tiles;
+    for (int k = w.first_k; k < w.last_k; ++k, ++count) {
+      const int at = count % kStages;
+      float scale[kHalves] = {};
+      if constexpr (!kRowsB)
+        for (int half = 0; half < kHalves; ++half) scale[half] = __ldg(scales[half] + k);
+      barrier_wait(&s.full[at], count / kStages & 1);
+      const float upper = s.a_scales[at][row_in_tile + lane / 4], lower = s.a_scales[at][row_in_tile + lane / 4 + 8];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        start(s, at, group, half, part);
+        products_wait<0>();
+        if (!kRowsB && half == kHalves - 1) {  // the stage has served; those who copy, in both blocks, may have it
+          __syncwarp();
+          if (lane < kCluster) barrier_arrive_at(&s.empty[at], lane);
+        }
+        promote<kRowsB>(part, sum[half], upper, lower, scale[half], s.b_scales[at] + half * kTile, lane);
+      }
+      if constexpr (kRowsB) {
+        __syncwarp();
+        if (lane < kCluster) barrier_arrive_at(&s.empty[at], lane);
+      }
     }
-    const float scale = scale_of(k);
-    if (k + 1 < tiles) {
-      const float next = scale_of(k + 1);
-      start<kOutput>(s, count + k + 1, group, odd);
-      products_wait<1>();
-      promote<kRowsB, kOutput>(s, count + k, row_in_tile, lane, scale, even, sum);
-      products_wait<0>();
-      promote<kRowsB, kOutput>(s, count + k + 1, row_in_tile, lane, next, odd, sum);
-    } else {
-      products_wait<0>();
-      promote<kRowsB, kOutput>(s, count + k, row_in_tile, lane, scale, even, sum);
-    }
-    count += tiles;
-    const int row = w.tile_m * kTile + row_in_tile, column = w.tile_n * kTile;
-    if constexpr (kOutput == kStoreBf16) {
-      store_bf16(p, sum, s.results[warp], row, column, lane);
-    } else if constexpr (kOutput == kStoreFp32) {
-      store_fp32<false>(p, sum, 0, row, column, lane);
-    } else {
-      const int64_t base = p.starts ? static_cast<int64_t>(w.expert) * p.m * p.n : 0;
-      add_fp32(p, sum, s.results[warp], base, row, column, lane);
+    const int row = w.tile_m * kTile + row_in_tile;
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      const int column = (w.tile_n * kHalves + half) * kTile;
+      if constexpr (kOutput == kStoreBf16) {
+        store_bf16(p, sum[half], s.results[warp], row, column, lane);
+      } else if constexpr (kOutput == kStoreFp32) {
+        store_fp32<false>(p, sum[half], 0, row, column, lane);
+      } else {
+        const int64_t base = p.starts ? static_cast<int64_t>(w.expert) * p.m * p.n : 0;
+        add_fp32(p, sum[half], s.results[warp], base, row, column, lane);
+      }
     }
   }
   add_rows_done();
 }
 
-template <bool kRowsB, Output kOutput>
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(384, 1)
+template <bool kRowsB, Output kOutput, int kHalves>
+__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kCopiers + 32 * kWarps, 1)
     block_scaled_gemm(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap a,
                       const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap a_scales,
                       const __grid_constant__ CUtensorMap b_scales) {
   extern __shared__ __align__(1024) uint8_t memory[];
-  auto& s = *reinterpret_cast<Shared<kOutput>*>(memory);
+  using S = Shared<kRowsB, kOutput, kHalves>;
+  S& s = *reinterpret_cast<S*>(memory);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Shared<kOutput>::kStages; ++i) {
+    for (int i = 0; i < S::kStages; ++i) {
       hopper::barrier_init(&s.full[i], 1);
       hopper::barrier_init(&s.empty[i], kCluster * kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   hopper::cluster_sync();
-  if (threadIdx.x < 128) {
+  if (threadIdx.x < kCopiers) {
     hopper::fewer_registers<40>();
-    if (threadIdx.x == 0) copy_operands<kRowsB, kOutput>(p, s, &a, &b, &a_scales, &b_scales);
+    if (threadIdx.x == 0) copy_operands<kRowsB, kOutput, kHalves>(p, s, &a, &b, &a_scales, &b_scales);
   } else {
     hopper::more_registers<232>();
-    multiply<kRowsB, kOutput>(p, s);
+    multiply<kRowsB, kOutput, kHalves>(p, s);
   }
+  __syncwarp();
   hopper::cluster_sync();  // no block leaves while its neighbour may still signal it
 }
 
@@ -300,44 +311,65 @@ bool describe(Encode encode, CUtensorMap* map, bool fp8, const void* data, uint6
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <bool kRowsB, Output kOutput>
-cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int blocks, cudaStream_t stream) {
-  const auto kernel = block_scaled_gemm<kRowsB, kOutput>;
-  const cudaError_t set =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared<kOutput>)));
+template <bool kRowsB, Output kOutput, int kHalves>
+cudaError_t launch_as(const Problem& p, const CUtensorMap (&maps)[4], int blocks, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(Shared<kRowsB, kOutput, kHalves>);
+  static_assert(kBytes <= 232448, "more shared memory than a block has");
+  const auto kernel = block_scaled_gemm<kRowsB, kOutput, kHalves>;
+  const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (set != cudaSuccess) return set;
-  kernel<<<blocks, 384, sizeof(Shared<kOutput>), stream>>>(p, maps[0], maps[1], maps[2], maps[3]);
+  kernel<<<blocks, kCopiers + 32 * kWarps, kBytes, stream>>>(p, maps[0], maps[1], maps[2], maps[3]);
   return cudaGetLastError();
+}
+
+template <bool kRowsB, Output kOutput>
+cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int halves, int blocks, cudaStream_t stream) {
+  return halves == 2 ? launch_as<kRowsB, kOutput, 2>(p, maps, blocks, stream)
+                     : launch_as<kRowsB, kOutput, 1>(p, maps, blocks, stream);
+}
+
+// How many times 128 columns a block takes: two, unless the rounds of all clusters then are so unevenly filled that one is
+// faster (two halves were measured to take 1.6 times as long as one).
+int halves_for(int pairs_m, int n, int experts, int clusters) {
+  const auto rounds = [&](int width) {
+    const int64_t pieces = static_cast<int64_t>(pairs_m) * ((n + width - 1) / width) * experts;
+    return static_cast<double>((pieces + clusters - 1) / clusters);
+  };
+  return 1.6 * rounds(2 * kTile) <= rounds(kTile) ? 2 : 1;
 }
 
 }  // namespace
 
 // a: E4M3 [m, k], a_scales FP32 [k / 128, m]. b: E4M3 [experts * b_rows, k] with scales of blocks, or (rows_b) [n, k] with
-// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. Rows of scales by row begin
+// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. halves: 1 or 2
+// times 128 columns a block, 0: by the number of blocks. Rows of scales by row begin
 // at multiples of 16 bytes. Returns 0, a CUDA error, -1 without the driver's library, -2 for a matrix that cannot be described.
 extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, const void* b, const float* b_scales, void* c,
                                           const int* tile_expert, const int* starts, int m, int n, int k, int b_rows,
-                                          int experts, int rows_b, int output, int blocks, void* stream) {
+                                          int experts, int rows_b, int output, int halves, int blocks, void* stream) {
   static const auto encode = [] {
     void* driver = dlopen("libcuda.so.1", RTLD_LAZY);
     return driver ? reinterpret_cast<Encode>(dlsym(driver, "cuTensorMapEncodeTiled")) : nullptr;
   }();
   if (!encode) return -1;
-  const int tiles_n = (n + kTile - 1) / kTile;
-  const Problem p{m,       n,        (m + kTile - 1) / kTile, (tiles_n + kCluster - 1) / kCluster, k / kTile, b_rows,
-                  experts, b_scales, tile_expert,             starts,                              c};
+  const int pairs_m = (m + kCluster * kTile - 1) / (kCluster * kTile), cuts = starts ? experts : 1;
+  if (!halves) halves = halves_for(pairs_m, n, cuts, blocks / kCluster);
+  const int width = halves * kTile, tiles_n = (n + width - 1) / width;
+  const Problem p{m, n, pairs_m, tiles_n, k / kTile, b_rows, experts, b_scales, tile_expert, starts, c};
   CUtensorMap maps[4];
   const uint64_t rows_of_b = rows_b ? n : static_cast<uint64_t>(experts) * b_rows;
-  bool good = describe(encode, &maps[0], true, a, m, k, kTile / kCluster) &&
-              describe(encode, &maps[1], true, b, rows_of_b, k, kTile) &&
+  bool good = describe(encode, &maps[0], true, a, m, k, kTile) &&
+              describe(encode, &maps[1], true, b, rows_of_b, k, width / kCluster) &&
               describe(encode, &maps[2], false, a_scales, k / kTile, (m + 3) / 4 * 4, 1);
   maps[3] = maps[2];
   if (rows_b) good = good && describe(encode, &maps[3], false, b_scales, k / kTile, (n + 3) / 4 * 4, 1);
   if (!good) return -2;
-  const int most = p.tiles_m * p.pairs_n * (starts ? experts : 1) * kCluster;
-  blocks = min(blocks / kCluster * kCluster, most);
+  blocks = min(blocks / kCluster * kCluster, pairs_m * tiles_n * cuts * kCluster);
   const auto s = static_cast<cudaStream_t>(stream);
-  if (rows_b) return output == kAddFp32 ? launch<true, kAddFp32>(p, maps, blocks, s) : launch<true, kStoreFp32>(p, maps, blocks, s);
-  if (output == kStoreBf16) return launch<false, kStoreBf16>(p, maps, blocks, s);
-  return launch<false, kStoreFp32>(p, maps, blocks, s);
+  if (rows_b) {
+    return output == kAddFp32 ? launch<true, kAddFp32>(p, maps, halves, blocks, s)
+                              : launch<true, kStoreFp32>(p, maps, halves, blocks, s);
+  }
+  return output == kStoreBf16 ? launch<false, kStoreBf16>(p, maps, halves, blocks, s)
+                              : launch<false, kStoreFp32>(p, maps, halves, blocks, s);
 }

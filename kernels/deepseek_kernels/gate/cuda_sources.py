@@ -16,7 +16,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # By source: limits of each of its kernels. Registers are those at launch; the multiplying warps take 232 (setmaxnreg).
 LIMITS = {
     "block_scaled_gemm": Limits(
-        168, needs={"QGMMA.64x128x32": 64, "UTMALDG.2D.MULTICAST": 4, "USETMAXREG": 8, "STG.E.128": 8, "UBLKRED": 1}
+        168, needs={"QGMMA.64x128x32": 48, "UTMALDG.2D.MULTICAST": 4, "USETMAXREG": 8, "STG.E.128": 8, "UBLKRED": 1}
     )
 }
 

@@ -24,9 +24,12 @@ def _run(
     output: int,
     sms: int,
     accumulate: str,
+    halves: int = 0,
 ) -> None:
     if accumulate != "promoted":
-        raise BackendUnavailable(f"accumulate={accumulate!r} is emulated by the reference alone, this is cuda")
+        raise BackendUnavailable(
+            f"accumulate={accumulate!r} is emulated by the reference alone, this is cuda"
+        )
     m, n, k = into.shape[-2], into.shape[-1], a.shape[1]
     if not (m and n and k):
         return
@@ -49,6 +52,7 @@ def _run(
         experts,
         int(rows_b),
         output,
+        halves,
         blocks,
         torch.cuda.current_stream(a.device).cuda_stream,
     )

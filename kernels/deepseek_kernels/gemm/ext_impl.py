@@ -89,7 +89,9 @@ def grouped_gemm(
 ) -> Tensor:
     with _ready(accumulate, sms) as library:
         if dtype is not torch.bfloat16:
-            raise BackendUnavailable(f"DeepGEMM's grouped product gives BF16, not {dtype}: use 'cuda' or 'triton'")
+            raise BackendUnavailable(
+                f"DeepGEMM's grouped product gives BF16, not {dtype}: use 'cuda' or 'triton'"
+            )
         y = a.new_empty(len(a), b.shape[1], dtype=dtype)
         owners = tile_expert.repeat_interleave(TILE)
         library.m_grouped_fp8_gemm_nt_contiguous(

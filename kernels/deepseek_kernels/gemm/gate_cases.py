@@ -25,7 +25,7 @@ def _forward(form: forms.Forward, dtype: torch.dtype, grouped: bool, aligned: bo
         "a_scale_ptr": "*fp32",
         "b_scale_ptr": "*fp32",
     }
-    constants: dict[str, object] = {"WIDE": form.wide}
+    constants: dict[str, object] = {"WIDE": form.wide, "BAND": forms.BAND}
     if grouped:
         signature["expert_ptr"] = "*i32"
     else:
@@ -37,7 +37,9 @@ def _forward(form: forms.Forward, dtype: torch.dtype, grouped: bool, aligned: bo
         signature | dict.fromkeys(_NUMBERS, "i32"),
         constants,
         form.launch(dtype),
-        ("a_scale_ptr", "b_scale_ptr", "NP") + (("expert_ptr",) if grouped else ()) + (("M",) if aligned else ()),
+        ("a_scale_ptr", "b_scale_ptr", "NP")
+        + (("expert_ptr",) if grouped else ())
+        + (("M",) if aligned else ()),
         Limits(
             registers=255 if form.wide else 200,
             shared=MOST_SHARED,
@@ -61,7 +63,7 @@ def _gradient(form: forms.Gradient, grouped: bool, aligned: bool) -> Case:
         "b_scale_ptr": "*fp32",
         "into_ptr": "*fp32",
     }
-    constants: dict[str, object] = {"HALVES": form.halves}
+    constants: dict[str, object] = {"HALVES": form.halves, "BAND": forms.BAND}
     if grouped:
         signature["start_ptr"] = "*i32"
         numbers = _GRADIENT_NUMBERS

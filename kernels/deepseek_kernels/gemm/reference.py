@@ -1,6 +1,7 @@
 """Block-scaled products in plain torch: tile by tile in FP32, or as Hopper's tensor cores add up.
 
-``sms`` means nothing here. Legend: see ``formats``; C the 128 elements of a tile, S the 32 of one tensor-core instruction.
+``sms`` means nothing here. Legend: see ``formats``; C the 128 elements of a tile, S the 32 of one tensor-core
+instruction.
 """
 
 import torch

@@ -62,7 +62,9 @@ def _multiprocessors(device: torch.device, sms: int) -> Iterator[None]:
         torch._C._set_sm_carveout_experimental(before)
 
 
-def product_with_blocks(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype) -> Tensor:
+def product_with_blocks(
+    a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, dtype: torch.dtype
+) -> Tensor:
     """[M', NP] in ``dtype``."""
     a, a_scales = rows_for_cublas(a, a_scales, 4)
     b_scales = block_scales_for_cublas(b_scales)

@@ -1,8 +1,8 @@
 """The product of rows and blocks as a Triton kernel: forward and input gradients, dense or grouped by expert.
 
-What bounds it on Hopper is that promotion, ``sum += scale * tile``, runs on other units than the tensor cores but has to
-wait for them, and that shared memory is filled from L2. So a program computes 128 x 192 outputs, the largest tile whose
-sums and tile results both stay in registers, in two products: 128 columns, and 64 more that run while the 128 are
+What bounds it on Hopper is that promotion, ``sum += scale * tile``, runs on other units than the tensor cores but has
+to wait for them, and that shared memory is filled from L2. So a program computes 128 x 192 outputs, the largest tile
+whose sums and tile results both stay in registers, in two products: 128 columns, and 64 more that run while the 128 are
 promoted. The result of the 64 is carried to the next step, past the wait for the next 128, where Triton lets it go on
 asynchronously. Keep that order, and see the gate: the compiler serialises products it cannot prove apart.
 
@@ -12,12 +12,11 @@ Legend: see ``formats``; G tiles of 128 along K.
 import triton
 import triton.language as tl
 
-BAND = tl.constexpr(16)  # tiles of rows that share what they read of b while it is in L2
-
 
 @triton.jit
-def place_of(tile, tiles_m, tiles_n):
-    """Row and column of a tile: down the rows of a band, then on to the next column."""
+def place_of(tile, tiles_m, tiles_n, BAND: tl.constexpr):
+    """Row and column of a tile: down the rows of a band, which share what they read of b while it is in L2, then on to
+    the next column."""
     first = tile // (BAND * tiles_n) * BAND
     height = tl.minimum(tiles_m - first, BAND)
     inside = tile % (BAND * tiles_n)
@@ -40,13 +39,14 @@ def forward_kernel(
     tiles_m,
     tiles_n,
     WIDE: tl.constexpr,
+    BAND: tl.constexpr,
 ):
-    """``a`` [M, KP], ``b`` [E NP, KP], ``y`` [M, N]: descriptors, all blocks 128 x 128 but those of ``_half``, which are
-    64 columns of ``y`` (64 rows of ``b``). ``expert_ptr``: for each tile of rows, or None. Without ``WIDE`` tiles are
-    128 x 128 and the halves are left alone."""
+    """``a`` [M, KP], ``b`` [E NP, KP], ``y`` [M, N]: descriptors, all of blocks 128 x 128 but those of ``_half``, which
+    are 64 columns of ``y`` (64 rows of ``b``). ``expert_ptr``: for each tile of rows, or None. Without ``WIDE`` tiles
+    are 128 x 128 and the halves are left alone."""
     blocks = NP // 128
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
-        m, n = place_of(tile, tiles_m, tiles_n)
+        m, n = place_of(tile, tiles_m, tiles_n, BAND)
         expert = 0
         if expert_ptr is not None:
             expert = tl.load(expert_ptr + m)

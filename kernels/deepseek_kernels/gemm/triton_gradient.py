@@ -37,14 +37,16 @@ def gradient_kernel(
     tiles_m,
     tiles_n,
     HALVES: tl.constexpr,
+    BAND: tl.constexpr,
 ):
     """``a`` [M, KP] and ``b`` [N, KP]: descriptors of blocks 128 x 128, but 64 x 128 of ``a`` with ``HALVES``; ``into``
-    [E, M, PITCH], zeros beyond N. ``start_ptr``: where the experts' columns begin [E + 1], or None for one that has them all."""
+    [E, M, PITCH], rows that begin at multiples of 16 elements; what is beyond N gets zeros added. ``start_ptr``: where
+    the experts' columns begin [E + 1], or None for one expert that has them all."""
     ROWS: tl.constexpr = 64 if HALVES else 128
     tiles = tiles_m * tiles_n
     for tile in tl.range(tl.program_id(0), E * tiles, tl.num_programs(0)):
         expert = tile // tiles
-        m, n = place_of(tile % tiles, tiles_m, tiles_n)
+        m, n = place_of(tile % tiles, tiles_m, tiles_n, BAND)
         first, last = 0, G
         if start_ptr is not None:
             first = tl.load(start_ptr + expert) // 128

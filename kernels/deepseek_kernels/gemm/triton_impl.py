@@ -13,6 +13,7 @@ from deepseek_kernels.gemm.triton_gradient import gradient_kernel
 from deepseek_kernels.registry import BackendUnavailable
 
 WARPS = 8  # two warpgroups, 64 rows of a tile each
+BAND = 16  # tiles of rows; with the columns that run at the same time about a square
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _product(
         tiles_m,
         tiles_n,
         form.wide,
+        BAND,
         **form.launch(dtype),
     )
     return y[:, :rows].contiguous()
@@ -160,6 +162,7 @@ def _launch_gradient(
         tiles_m,
         tiles_n,
         form.halves,
+        BAND,
         **form.launch(),
     )
 

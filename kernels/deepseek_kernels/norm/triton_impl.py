@@ -18,11 +18,18 @@ def row_launch(tiles: int) -> dict[str, int]:
     return {"num_warps": min(max(tiles // 8, 1), 8), "num_stages": 1, "enable_fp_fusion": False}
 
 
+def vector_of(itemsize: int, d: int) -> int:
+    """Elements a thread has of each 16 bytes: what loads of ``x`` make of its alignment."""
+    return 16 // itemsize if d % 16 == 0 else 1
+
+
 @triton.jit
 def norm_kernel(
     x_ptr, gain_ptr, y_ptr, scale_ptr, value_ptr, tile_scale_ptr, M, D, KP, eps,
-    G: tl.constexpr, QUANTISE: tl.constexpr, POW2: tl.constexpr,
+    G: tl.constexpr, VECTOR: tl.constexpr, QUANTISE: tl.constexpr, POW2: tl.constexpr,
 ):  # fmt: skip
+    """VECTOR: see ``vector_of``. Stores of E4M3 are held to it: wider ones would have Triton lay the whole row out
+    otherwise, add it up in another order, and normalise it by another last bit than without QUANTISE."""
     m = tl.program_id(0).to(tl.int64)
     g = tl.arange(0, G)
     k = g[:, None] * 128 + tl.arange(0, 128)[None, :]
@@ -39,7 +46,8 @@ def norm_kernel(
         wide = tl.where(inside, y.to(tl.float32), 0.0)  # 0 * NaN must not get into the padding
         tile_scale = scale_of(tl.max(tl.abs(wide), axis=1), POW2)
         values = (wide * inverse_of(tile_scale)[:, None]).to(tl.float8e4nv)
-        tl.store(value_ptr + m * KP + k, values, mask=k < KP)
+        at = tl.max_contiguous(value_ptr + m * KP + k, [1, VECTOR])
+        tl.store(at, values, mask=k < KP)
         tl.store(tile_scale_ptr + g.to(tl.int64) * M + m, tile_scale, mask=g * 128 < KP)
 
 
@@ -60,8 +68,8 @@ def backward_kernel(dy_ptr, x_ptr, scale_ptr, gain_ptr, dx_ptr, D, G: tl.constex
 @triton.jit
 def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, R: tl.constexpr, PART: tl.constexpr):
     """The sum over PART rows, for 128 channels."""
-    p = tl.program_id(0).to(tl.int64)
-    k = (tl.program_id(1) * 128 + tl.arange(0, 128))[None, :]
+    p = tl.program_id(1).to(tl.int64)
+    k = (tl.program_id(0) * 128 + tl.arange(0, 128))[None, :]
     total = tl.zeros((R, 128), tl.float32)
     for first in range(0, PART, R):
         m = p * PART + first + tl.arange(0, R)
@@ -83,7 +91,8 @@ def _run(
     values, scales = quantised or (None, None)
     if x_MD.numel():
         norm_kernel[(m,)](
-            x_MD, gain_D, y_MD, scale_M, values, scales, m, d, padded(d), eps, tiles, quantised is not None, pow2,
+            x_MD, gain_D, y_MD, scale_M, values, scales, m, d, padded(d), eps, tiles,
+            vector_of(x_MD.itemsize, d), quantised is not None, pow2,
             **row_launch(tiles),
         )  # fmt: skip
     return y_MD, scale_M
@@ -121,6 +130,6 @@ def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D:
     m, d = x_MD.shape
     part_PD = x_MD.new_empty(triton.cdiv(m, PART), d, dtype=torch.float32)
     if part_PD.numel():
-        grid = (len(part_PD), triton.cdiv(d, 128))
+        grid = (triton.cdiv(d, 128), len(part_PD))
         gain_kernel[grid](dy_MD, x_MD, scale_M, part_PD, m, d, SUM_ROWS, PART, **SUM_LAUNCH)
         into_D += part_PD.sum(0)

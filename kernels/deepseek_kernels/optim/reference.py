@@ -18,7 +18,9 @@ def adamw(
     v = exp_avg_sq.float() * by.beta2 + grad * by.grad2 * grad
     exp_avg.copy_(m)
     exp_avg_sq.copy_(v)
-    root = v.double().sqrt().float()  # what torch takes for a square root in FP32 is not always the nearest number
+    root = (
+        v.double().sqrt().float()
+    )  # what torch takes for a square root in FP32 is not always the nearest number
     weight.copy_(weight * by.kept - m / (root * by.correction + by.eps) * by.rate)
     if low is not None:
         low.copy_(weight)

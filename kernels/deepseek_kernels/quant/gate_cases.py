@@ -1,4 +1,5 @@
-"""Limits of the quantisation kernels, and that they move 16 bytes at a time."""
+"""Limits of the quantisation kernels: registers that leave a multiprocessor 16 warps (8 of a requantising plain one),
+tiles that move 16 bytes at a time."""
 
 from typing import Any
 
@@ -7,112 +8,85 @@ from deepseek_kernels.quant import column_kernels as columns
 from deepseek_kernels.quant import e5m6_kernels as e5m6
 from deepseek_kernels.quant import row_kernels as rows
 
-_WIDE = {"LDG.E.128": 1, "STG.E.128": 1}
+_SIZE = {"bf16": 2, "fp32": 4, "fp8e4nv": 1, "u8": 1}
+_NARROW = ("LDG.E.U8", "LDG.E.U16", "STG.E.U8", "STG.E.U16", "LDS.U8", "STS.U8")
 
 
 def _case(
-    name: str, kernel: Any, types: str, constants: dict[str, Any], launch: dict[str, int], limits: Limits
+    name: str,
+    kernel: Any,
+    types: str,
+    constants: dict[str, Any],
+    launch: dict[str, int],
+    registers: int,
+    loaded: int,
+    stored: int,
 ) -> Case:
-    """``types``: of the pointers, in order; what is left of the arguments are sizes, all divisible by 16."""
+    """``types``: of the pointers, in order; what is left of the arguments are sizes, all divisible by 16. ``loaded``,
+    ``stored``: bytes of a program's tiles, all of which must move 16 at a time."""
     arguments = [one for one in kernel.arg_names if one not in constants]
     pointers = [f"*{one}" for one in types.split()]
     signature = dict(zip(arguments, pointers + ["i32"] * (len(arguments) - len(pointers)), strict=True))
+    moved = 16 * 32 * launch["num_warps"]
+    needs = {"LDG.E.128": loaded // moved, "STG.E.128": stored // moved}
+    limits = Limits(registers, 24 * 1024, {name: n for name, n in needs.items() if n}, _NARROW)
     return Case(name, kernel, signature, constants, launch, tuple(arguments), limits)
 
 
-CASES = (
-    *(
-        _case(
-            f"rows {x} {'pow2' if pow2 else 'plain'}",
-            rows.rows_kernel,
-            f"{x} fp8e4nv fp32",
-            {"POW2": pow2, "R": rows.ROWS},
-            rows.ROWS_LAUNCH,
-            Limits(64, 8192, _WIDE),
-        )
-        for x in ("bf16", "fp32")
-        for pow2 in (False, True)
-    ),
-    *(
-        _case(
-            f"columns {x}",
-            columns.columns_kernel,
-            f"{x} fp8e4nv fp32",
-            {"POW2": True, "C": columns.COLUMNS},
-            columns.COLUMNS_LAUNCH,
-            Limits(64, 16384, _WIDE),
-        )
-        for x in ("bf16", "fp32")
-    ),
-    *(
-        _case(
-            f"both {x}",
-            columns.both_kernel,
-            f"{x} fp8e4nv fp32 fp8e4nv fp32",
-            {"POW2": True},
-            columns.BOTH_LAUNCH,
-            Limits(128, 32768, _WIDE),
-        )
-        for x in ("bf16", "fp32")
-    ),
-    _case(
-        "requantise columns",
-        columns.requantise_kernel,
-        "fp8e4nv fp32 fp8e4nv fp32",
-        {"POW2": True, "C": columns.REQUANTISE},
-        columns.REQUANTISE_LAUNCH,
-        Limits(64, 16384, _WIDE),
-    ),
-    *(
-        _case(
-            f"blocks {w}",
-            rows.blocks_kernel,
-            f"{w} fp8e4nv fp32",
-            {"POW2": True},
-            rows.BLOCKS_LAUNCH,
-            Limits(128, 16384, _WIDE),
-        )
-        for w in ("bf16", "fp32")
-    ),
-    _case(
-        "transpose",
-        columns.transpose_kernel,
-        "u8 i32",
-        {"C": columns.TRANSPOSE},
-        columns.TRANSPOSE_LAUNCH,
-        Limits(64, 32768, _WIDE),
-    ),
-    *(
-        _case(
-            f"dequantise {y}",
-            rows.dequantise_kernel,
-            f"fp8e4nv fp32 {y}",
-            {"R": rows.ROWS},
-            rows.DEQUANTISE_LAUNCH,
-            Limits(64, 16384, _WIDE),
-        )
-        for y in ("bf16", "fp32")
-    ),
-    *(
-        _case(
-            f"pack {x}",
-            e5m6.pack_kernel,
-            f"{x} i32 fp32",
-            {"R": e5m6.ROWS},
-            e5m6.PACK_LAUNCH,
-            Limits(64, 16384, _WIDE),
-        )
-        for x in ("bf16", "fp32")
-    ),
-    *(
-        _case(
-            f"unpack {y}",
-            e5m6.unpack_kernel,
-            f"i32 fp32 {y}",
-            {"R": e5m6.ROWS},
-            e5m6.UNPACK_LAUNCH,
-            Limits(64, 16384, {"STG.E.128": 1}),
-        )
-        for y in ("bf16", "fp32")
-    ),
-)
+def _row_cases() -> list[Case]:
+    cases = []
+    tile = rows.ROWS * 128
+    for x in ("bf16", "fp32"):
+        size = _SIZE[x]
+        for pow2 in (False, True):
+            kind = f"{x} {'pow2' if pow2 else 'plain'}"
+            constants = {"POW2": pow2, "R": rows.ROWS}
+            kernel, launch = rows.rows_kernel, rows.ROWS_LAUNCH
+            types = f"{x} fp8e4nv fp32"
+            cases.append(_case(f"rows {kind}", kernel, types, constants, launch, 64, tile * size, tile))
+            kernel, launch = rows.blocks_kernel, rows.BLOCKS_LAUNCH
+            block = 128 * 128
+            constants = {"POW2": pow2}
+            cases.append(_case(f"blocks {kind}", kernel, types, constants, launch, 96, block * size, block))
+        kernel, launch, constants = rows.dequantise_kernel, rows.DEQUANTISE_LAUNCH, {"R": rows.ROWS}
+        types = f"fp8e4nv fp32 {x}"
+        cases.append(_case(f"dequantise {x}", kernel, types, constants, launch, 64, tile, tile * size))
+    return cases
+
+
+def _column_cases() -> list[Case]:
+    cases = []
+    tile = 128 * columns.CHANNELS
+    for pow2 in (False, True):
+        constants = {"POW2": pow2, "C": columns.CHANNELS}
+        for x in ("bf16", "fp32"):
+            kind, loaded = f"{x} {'pow2' if pow2 else 'plain'}", tile * _SIZE[x]
+            kernel, launch = columns.columns_kernel, columns.COLUMNS_LAUNCH
+            types = f"{x} fp8e4nv fp32"
+            cases.append(_case(f"columns {kind}", kernel, types, constants, launch, 128, loaded, tile))
+            kernel, launch = columns.both_kernel, columns.BOTH_LAUNCH
+            types = f"{x} fp8e4nv fp32 fp8e4nv fp32"
+            cases.append(_case(f"both {kind}", kernel, types, constants, launch, 128, loaded, 2 * tile))
+        kind, types = "pow2" if pow2 else "plain", "fp8e4nv fp32 fp8e4nv fp32"
+        kernel, launch = columns.requantise_kernel, columns.REQUANTISE_LAUNCH
+        most = 168 if pow2 else 208
+        cases.append(_case(f"requantise {kind}", kernel, types, constants, launch, most, tile, tile))
+    kernel, launch, constants = columns.transpose_kernel, columns.TRANSPOSE_LAUNCH, {"C": columns.CHANNELS}
+    cases.append(_case("transpose", kernel, "u8 u8", constants, launch, 64, tile, tile))
+    return cases
+
+
+def _e5m6_cases() -> list[Case]:
+    cases = []
+    words = e5m6.ROWS * e5m6.WORDS * 4
+    for x in ("bf16", "fp32"):
+        size = e5m6.ROWS * 128 * _SIZE[x]
+        constants = {"R": e5m6.ROWS}
+        kernel, launch, types = e5m6.pack_kernel, e5m6.PACK_LAUNCH, f"{x} i32 fp32"
+        cases.append(_case(f"pack {x}", kernel, types, constants, launch, 72, size, words))
+        kernel, launch, types = e5m6.unpack_kernel, e5m6.UNPACK_LAUNCH, f"i32 fp32 {x}"
+        cases.append(_case(f"unpack {x}", kernel, types, constants, launch, 64, 0, size))
+    return cases
+
+
+CASES = (*_row_cases(), *_column_cases(), *_e5m6_cases())

@@ -9,7 +9,8 @@ from deepseek_kernels.formats import E4M3, LARGEST, LARGEST_E5M6, SMALLEST_AMAX,
 
 def scale_of(amax: Tensor, pow2: bool, largest: float = LARGEST) -> Tensor:
     """The scale of tiles with these largest magnitudes, FP32."""
-    scale = amax.clamp(min=SMALLEST_AMAX) / largest
+    # By a tensor: by a number torch's CUDA division multiplies with the rounded inverse.
+    scale = amax.clamp(min=SMALLEST_AMAX) / torch.full((), largest, device=amax.device)
     if not pow2:
         return scale
     up = scale.view(torch.int32) + 0x7FFFFF  # carries into the exponent unless the mantissa is 0

@@ -1,7 +1,6 @@
-"""Triton kernels along rows: tiles of R rows x 128 channels, the tiles of a row neighbours in the grid so that what runs
-together reads one stretch of memory. Legend: see ``formats``; S elements from row to row, KP = padded K.
-
-R = 32 makes each store of scales, whose neighbours are rows, 128 bytes.
+"""Triton kernels along rows: tiles of R rows x 128 channels. Tiles of a row are neighbours in the grid: what runs
+together reads one stretch of memory; R = 32 makes each store of scales, whose neighbours are rows, 128 bytes.
+Legend: see ``formats``; S elements from row to row, NP, KP = padded N, K.
 """
 
 import triton
@@ -17,7 +16,16 @@ BLOCKS_LAUNCH = {"num_warps": 8, "num_stages": 1}
 
 @triton.jit
 def store_rows(
-    x, value_ptr, scale_ptr, first, STEP: tl.constexpr, J: tl.constexpr, g, M, KP, POW2: tl.constexpr,
+    x,
+    value_ptr,
+    scale_ptr,
+    first,
+    STEP: tl.constexpr,
+    J: tl.constexpr,
+    g,
+    M,
+    KP,
+    POW2: tl.constexpr,
     R: tl.constexpr,
 ):
     """Quantises [R, 128], rows first + STEP i + J of M and the tile g of each."""

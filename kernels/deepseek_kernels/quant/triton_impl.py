@@ -1,6 +1,7 @@
 """Quantisation by Triton: allocation and launches of ``row_kernels``, ``column_kernels`` and ``e5m6_kernels``.
 
-Grids have one axis: the others end at 65535. A transposed view is not copied: its rows are the columns of what it views.
+Grids have one axis: the others end at 65535. Rows may lie apart (a slice of columns). A transposed view is not copied
+either: its rows are the columns of what it views.
 """
 
 import torch
@@ -52,7 +53,7 @@ def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
     values, scales = _new_rows(x_MK, k, m)
     if values.numel():
         mp = values.shape[1]
-        grid = (mp // TILE * triton.cdiv(k, columns.COLUMNS),)
+        grid = (mp // TILE * triton.cdiv(k, columns.CHANNELS),)
         columns.columns_kernel[grid](
             x_MK,
             values,
@@ -62,7 +63,7 @@ def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
             x_MK.stride(0),
             mp,
             pow2,
-            columns.COLUMNS,
+            columns.CHANNELS,
             **columns.COLUMNS_LAUNCH,
         )
     return values, scales
@@ -90,6 +91,7 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
             kp,
             mp,
             pow2,
+            columns.CHANNELS,
             **columns.BOTH_LAUNCH,
         )
     return values, scales, values_t, scales_t
@@ -101,7 +103,7 @@ def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -
     values_t, scales_t = _new_rows(values, width, m)
     if values_t.numel():
         mp = values_t.shape[1]
-        columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.REQUANTISE),)](
+        columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.CHANNELS),)](
             values,
             scales,
             values_t,
@@ -111,7 +113,7 @@ def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -
             kp,
             mp,
             pow2,
-            columns.REQUANTISE,
+            columns.CHANNELS,
             **columns.REQUANTISE_LAUNCH,
         )
     return values_t, scales_t
@@ -133,13 +135,13 @@ def transpose_values(values: Tensor) -> Tensor:
     n, k = values.shape[-2:]
     turned = values.new_empty(*values.shape[:-2], k, n)
     if values.numel():
-        grid = (values.numel() // (TILE * columns.TRANSPOSE),)
+        grid = (values.numel() // (TILE * columns.CHANNELS),)
         columns.transpose_kernel[grid](
             values.view(torch.uint8),
-            turned.view(torch.int32),
+            turned.view(torch.uint8),
             n,
             k,
-            columns.TRANSPOSE,
+            columns.CHANNELS,
             **columns.TRANSPOSE_LAUNCH,
         )
     return turned
@@ -151,9 +153,7 @@ def dequantise(values: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -
     y_MK = values.new_empty(m, width, dtype=dtype)
     if y_MK.numel():
         grid = (triton.cdiv(m, rows.ROWS) * (kp // TILE),)
-        rows.dequantise_kernel[grid](
-            values, scales, y_MK, m, width, kp, rows.ROWS, **rows.DEQUANTISE_LAUNCH
-        )
+        rows.dequantise_kernel[grid](values, scales, y_MK, m, width, kp, rows.ROWS, **rows.DEQUANTISE_LAUNCH)
     return y_MK
 
 
@@ -177,7 +177,5 @@ def unpack_e5m6(words: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -
     y_MK = words.new_empty(m, width, dtype=dtype)
     if y_MK.numel():
         grid = (triton.cdiv(m, e5m6.ROWS) * tiles,)
-        e5m6.unpack_kernel[grid](
-            words, scales, y_MK, m, width, tiles, e5m6.ROWS, **e5m6.UNPACK_LAUNCH
-        )
+        e5m6.unpack_kernel[grid](words, scales, y_MK, m, width, tiles, e5m6.ROWS, **e5m6.UNPACK_LAUNCH)
     return y_MK

@@ -42,7 +42,7 @@ CASES = (
     *(
         _case("columns", x, kernels.columns_kernel, _TILES, "M F S MP",
               {"C": launches.CHANNELS, "WHOLE": True, "POW2": False},
-              launches.COLUMNS_LAUNCH, Limits(96, 16384, {"LDG.E.128": loads, "STG.E.128": 2}))
+              launches.COLUMNS_LAUNCH, Limits(104, 16384, {"LDG.E.128": loads, "STG.E.128": 2}))
         for x, loads in (("bf16", 8), ("e4m3", 4))
     ),
     *(

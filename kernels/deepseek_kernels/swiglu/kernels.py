@@ -10,6 +10,14 @@ from deepseek_kernels.tile_math import inverse_of, scale_of
 
 
 @triton.jit
+def place(F, R: tl.constexpr, C: tl.constexpr):
+    """Rows and first channel of a program; what runs together reads one stretch of memory."""
+    across = tl.cdiv(F, C)
+    m = (tl.program_id(0) // across).to(tl.int64) * R + tl.arange(0, R)
+    return m, tl.program_id(0) % across * C
+
+
+@triton.jit
 def load(x_ptr, scale_ptr, m, first, c, inside, M, S, WHOLE: tl.constexpr):
     """FP32 [R, C] of columns ``first`` + ``c``; ``first`` is that of the tile where they lie in one."""
     x = tl.load(x_ptr + m[:, None] * S + first + c, mask=inside, other=0.0).to(tl.float32)
@@ -30,7 +38,9 @@ def weighted(y, weight_ptr, m, M):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+    """1 / (1 + e^-x), half as many instructions as by division."""
+    root = tl.rsqrt(1.0 + tl.exp(-x))
+    return root * root
 
 
 @triton.jit
@@ -42,8 +52,8 @@ def activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE
 
 @triton.jit
 def forward_kernel(x_ptr, weight_ptr, y_ptr, M, F, S, R: tl.constexpr):
-    m = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    first, c = tl.program_id(1) * 128, tl.arange(0, 128)[None, :]
+    m, first = place(F, R, 128)
+    c = tl.arange(0, 128)[None, :]
     inside = (m < M)[:, None] & (first + c < F)
     y = activation(x_ptr, None, weight_ptr, m, first, c, inside, M, F, S, True)
     tl.store(y_ptr + m[:, None] * F + first + c, y, mask=inside)
@@ -54,8 +64,8 @@ def rows_kernel(
     x_ptr, scale_ptr, weight_ptr, value_ptr, y_scale_ptr, M, F, S, FP,
     R: tl.constexpr, WHOLE: tl.constexpr, POW2: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    first, c = tl.program_id(1) * 128, tl.arange(0, 128)[None, :]
+    m, first = place(F, R, 128)
+    c = tl.arange(0, 128)[None, :]
     inside = (m < M)[:, None] & (first + c < F)
     y = activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
     y = tl.where(inside, y, 0.0)  # 0 * NaN must not get into the padding
@@ -71,15 +81,15 @@ def columns_kernel(
     C: tl.constexpr, WHOLE: tl.constexpr, POW2: tl.constexpr,
 ):  # fmt: skip
     """128 rows x C channels: one tile of each channel."""
-    tile = tl.program_id(0).to(tl.int64)
-    m = tile * 128 + tl.arange(0, 128)
-    first, c = tl.program_id(1) * C, tl.arange(0, C)[None, :]
+    m, first = place(F, 128, C)
+    c = tl.arange(0, C)[None, :]
     inside = (m < M)[:, None] & (first + c < F)
     y = activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
     scale = scale_of(tl.max(tl.abs(y), axis=0), POW2)[None, :]
     values = (y * inverse_of(scale)).to(tl.float8e4nv)
     tl.store(value_ptr + (first + c).to(tl.int64) * MP + m[:, None], values, mask=first + c < F)
-    tl.store(y_scale_ptr + tile * F + first + c, scale, mask=first + c < F)
+    tile = tl.program_id(0) // tl.cdiv(F, C)
+    tl.store(y_scale_ptr + tile.to(tl.int64) * F + first + c, scale, mask=first + c < F)
 
 
 @triton.jit
@@ -94,8 +104,8 @@ def gradients(dy, gate, up, weight_ptr, m, M):
 def backward_kernel(
     dy_ptr, x_ptr, scale_ptr, weight_ptr, dx_ptr, part_ptr, M, F, S, R: tl.constexpr, WHOLE: tl.constexpr
 ):
-    m = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    first, c = tl.program_id(1) * 128, tl.arange(0, 128)[None, :]
+    m, first = place(F, R, 128)
+    c = tl.arange(0, 128)[None, :]
     inside = (m < M)[:, None] & (first + c < F)
     dy = load(dy_ptr, None, m, first, c, inside, M, F, True)
     gate = load(x_ptr, scale_ptr, m, first, c, inside, M, S, WHOLE)
@@ -110,9 +120,10 @@ def backward_kernel(
 
 @triton.jit
 def store_both(
-    d, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, first, M, MP, W, tile, POW2: tl.constexpr
+    d, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, first, M, MP, W, POW2: tl.constexpr
 ):
-    """128 x 128 of a matrix [M, W] at column ``first``, in tiles of either kind."""
+    """128 x 128 of d_gate_up at column ``first``, in tiles of either kind."""
+    tile = tl.program_id(0) // (W // 256)
     c = first + tl.arange(0, 128)
     scale = scale_of(tl.max(tl.abs(d), axis=1), POW2)
     values = (d * inverse_of(scale)[:, None]).to(tl.float8e4nv)
@@ -121,7 +132,7 @@ def store_both(
     scale = scale_of(tl.max(tl.abs(d), axis=0), POW2)
     values = (d * inverse_of(scale)[None, :]).to(tl.float8e4nv)
     tl.store(turned_ptr + c[None, :].to(tl.int64) * MP + m[:, None], values)
-    tl.store(column_scale_ptr + tile * W + c, scale)
+    tl.store(column_scale_ptr + tile.to(tl.int64) * W + c, scale)
 
 
 @triton.jit
@@ -130,9 +141,8 @@ def backward_quantise_kernel(
     M, F, S, MP, POW2: tl.constexpr,
 ):  # fmt: skip
     """128 rows x 128 channels, F a multiple of 128."""
-    tile = tl.program_id(0).to(tl.int64)
-    m = tile * 128 + tl.arange(0, 128)
-    first, c = tl.program_id(1) * 128, tl.arange(0, 128)[None, :]
+    m, first = place(F, 128, 128)
+    c = tl.arange(0, 128)[None, :]
     inside = (m < M)[:, None]
     dy = load(dy_ptr, None, m, first, c, inside, M, F, True)
     gate = load(x_ptr, scale_ptr, m, first, c, inside, M, S, True)
@@ -140,9 +150,5 @@ def backward_quantise_kernel(
     d_gate, d_up, terms = gradients(dy, gate, up, weight_ptr, m, M)
     if weight_ptr is not None:
         tl.store(part_ptr + first // 128 * M + m, tl.sum(terms, axis=1), mask=m < M)
-    store_both(
-        d_gate, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, first, M, MP, 2 * F, tile, POW2
-    )
-    store_both(
-        d_up, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, F + first, M, MP, 2 * F, tile, POW2
-    )
+    store_both(d_gate, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, first, M, MP, 2 * F, POW2)
+    store_both(d_up, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, F + first, M, MP, 2 * F, POW2)

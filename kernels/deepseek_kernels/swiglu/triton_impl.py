@@ -32,7 +32,7 @@ def swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
     m, f = gate_up.shape[0], gate_up.shape[1] // 2
     y_MF = gate_up.new_empty(m, f)
     if y_MF.numel():
-        grid = (triton.cdiv(m, ROWS), triton.cdiv(f, TILE))
+        grid = (triton.cdiv(m, ROWS) * triton.cdiv(f, TILE),)
         kernels.forward_kernel[grid](gate_up, weight, y_MF, m, f, 2 * f, ROWS, **ROWS_LAUNCH)
     return y_MF
 
@@ -44,7 +44,7 @@ def swiglu_quantise(
     (m, stride), f = gate_up.shape, width // 2
     values, y_scales = _tiles(gate_up, m, f)
     if values.numel():
-        grid = (triton.cdiv(m, ROWS), padded(f) // TILE)
+        grid = (triton.cdiv(m, ROWS) * triton.cdiv(f, TILE),)
         kernels.rows_kernel[grid](
             gate_up, scales, weight, values, y_scales, m, f, stride, padded(f), ROWS, f % TILE == 0, pow2,
             **ROWS_LAUNCH,
@@ -59,7 +59,7 @@ def swiglu_quantise_columns(
     (m, stride), f = gate_up.shape, width // 2
     values, y_scales = _tiles(gate_up, f, m)
     if values.numel():
-        grid = (padded(m) // TILE, triton.cdiv(f, CHANNELS))
+        grid = (padded(m) // TILE * triton.cdiv(f, CHANNELS),)
         kernels.columns_kernel[grid](
             gate_up, scales, weight, values, y_scales, m, f, stride, padded(m), CHANNELS, f % TILE == 0, pow2,
             **COLUMNS_LAUNCH,
@@ -74,7 +74,7 @@ def swiglu_backward(
     (m, stride), f = gate_up.shape, width // 2
     d_gate_up, parts = dy.new_empty(m, width), _parts(weight, dy, f)
     if d_gate_up.numel():
-        grid = (triton.cdiv(m, ROWS), triton.cdiv(f, TILE))
+        grid = (triton.cdiv(m, ROWS) * triton.cdiv(f, TILE),)
         kernels.backward_kernel[grid](
             dy, gate_up, scales, weight, d_gate_up, parts, m, f, stride, ROWS, f % TILE == 0, **ROWS_LAUNCH
         )
@@ -92,7 +92,7 @@ def swiglu_backward_quantise(
         return rows.values, rows.scales, columns.values, columns.scales, d_weight
     rows, columns, parts = _tiles(dy, m, width), _tiles(dy, width, m), _parts(weight, dy, f)
     if rows[0].numel():
-        grid = (padded(m) // TILE, f // TILE)
+        grid = (padded(m) // TILE * (f // TILE),)
         kernels.backward_quantise_kernel[grid](
             dy,
             gate_up,

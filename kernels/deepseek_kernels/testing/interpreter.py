@@ -40,6 +40,7 @@ def install() -> None:
     builder.create_clampf = _lifted(builder.create_clampf)
     builder.create_dot = _dot_in_fp32(builder.create_dot)
     builder.cast_impl = _cast(builder.cast_impl)
+    builder.create_maxnumf = _larger_number
     interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
 
 
@@ -59,6 +60,11 @@ def _convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
         x = torch.where(torch.isnan(x), x, x.clamp(-_LARGEST[target], _LARGEST[target]))
     width = target.primitive_bitwidth
     return x.to(_TORCH[target]).view(_RAW[width]).numpy().view(_NUMPY[width]).reshape(data.shape)
+
+
+def _larger_number(self: Any, a: Handle, b: Handle) -> Handle:
+    """As compiled: a NaN loses. Triton 3.6's interpreter lets it win."""
+    return self.binary_op(a, b, np.fmax)
 
 
 def _is_bf16(handle: Handle) -> bool:
