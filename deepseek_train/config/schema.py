@@ -142,11 +142,12 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """The backend of each family of kernels. auto: the plain-torch reference on CPUs, Triton on GPUs (attention:
-    torch's own). A backend that is named and cannot run is an error."""
+    """The backend of each family of kernels. auto: the plain-torch reference on CPUs, Triton on GPUs (gemm and
+    attention: torch's own). A backend that is named and cannot run is an error."""
 
     quant: str = "auto"
     gemm: str = "auto"
+    grouped_gemm: str = "auto"
     norm: str = "auto"
     swiglu: str = "auto"
     moe: str = "auto"

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from deepseek_kernels.formats import Rows
 from deepseek_train.fp8.room import Fp8
-from deepseek_train.fp8.storage import Kept, Storage
+from deepseek_train.fp8.storage import InFp8, Kept
 from deepseek_train.phases.wgrad import Weight
 
 
@@ -23,17 +22,15 @@ class _Setting:
 
     fp8: Fp8
     weights: tuple[Weight, ...]
-    storage: Storage
 
 
 class _Linears(Function):
-    """Takes ``x`` and the weights for their place in the graph; ``rows`` is what is multiplied, ``kept`` what waits."""
+    """Takes ``x`` and the weights for their place in the graph; ``kept`` is what is multiplied, and waits."""
 
     @staticmethod
-    def forward(
-        ctx: Any, setting: _Setting, rows: Rows, kept: Kept, x: Tensor, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, setting: _Setting, kept: Kept, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*kept)
+        rows = InFp8.of(kept, x.shape[-1])
         ctx.setting, ctx.shape, ctx.dtype = setting, x.shape, x.dtype
         products = (setting.fp8.forward(rows, weight, x.dtype) for weight in setting.weights)
         return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in products)
@@ -45,34 +42,29 @@ class _Linears(Function):
         fp8, weights, width = setting.fp8, setting.weights, ctx.shape[-1]
         operands = [fp8.gradient_operands(dy.flatten(0, -2)) for dy in dys]
         dx = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[2]:
             for (rows, _), weight in zip(operands, weights, strict=True):
                 part = fp8.backward(rows, weight, ctx.dtype)
                 dx = part if dx is None else dx.add_(part)
         transposed = [dy_t for _, dy_t in operands]
 
         def weight_gradients() -> None:
-            x_t = setting.storage.columns(kept, width)
+            x_t = fp8.recipe.inputs.columns(kept, width)
             for weight, dy_t in zip(weights, transposed, strict=True):
                 fp8.add_gradient(weight, dy_t, x_t)
 
         fp8.queue.add(weight_gradients)
-        return None, None, None, None if dx is None else dx.view(ctx.shape), *(None for _ in weights)
+        return None, None, None if dx is None else dx.view(ctx.shape), *(None for _ in weights)
 
 
-def fp8_linears(
-    x: Tensor, weights: tuple[Weight, ...], fp8: Fp8, storage: Storage | None = None
-) -> tuple[Tensor, ...]:
-    """x W^T for each of ``weights``: the input is quantised once, for all of them and both passes. ``storage``: how it
-    waits for the weight gradients (None: the recipe's for linears). Results in the dtype of ``x``, BF16 or FP32."""
-    storage = storage or fp8.recipe.inputs
-    flat = x.detach().flatten(0, -2).contiguous()
-    kept = fp8.recompute.derived(storage.keep, flat)
-    rows = storage.rows(kept, flat)
-    return _Linears.apply(_Setting(fp8, weights, storage), rows, kept, x, *weights)
+def fp8_linears(x: Tensor, weights: tuple[Weight, ...], fp8: Fp8) -> tuple[Tensor, ...]:
+    """x W^T for each of ``weights``: the input is quantised once, for all of them and both passes, and waits in FP8
+    for the weight gradients. Results in the dtype of ``x``, BF16 or FP32."""
+    kept = fp8.recompute.derived(fp8.recipe.inputs.keep, x.detach().flatten(0, -2).contiguous())
+    return _Linears.apply(_Setting(fp8, weights), kept, x, *weights)
 
 
-def fp8_linear(x: Tensor, weight: Weight, fp8: Fp8, storage: Storage | None = None) -> Tensor:
+def fp8_linear(x: Tensor, weight: Weight, fp8: Fp8) -> Tensor:
     """x W^T."""
-    (y,) = fp8_linears(x, (weight,), fp8, storage)
+    (y,) = fp8_linears(x, (weight,), fp8)
     return y

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepseek_kernels.formats import Groups, Rows
 from deepseek_train.fp8.room import Fp8
 from deepseek_train.fp8.storage import Kept
-from deepseek_train.fp8.swiglu import swiglu_backward_quantise, swiglu_quantise
+from deepseek_train.fp8.swiglu import swiglu_forward, swiglu_gradients
 from deepseek_train.phases.wgrad import Weight
 
 
@@ -32,7 +32,7 @@ class Mlp:
         """The result [M, D] and what is kept of gate_up. ``weight``: a factor for each row, inside."""
         fp8 = self.fp8
         gate_up = fp8.forward(x_MD, self.gate_up, self.dtype, self.groups)
-        y_MF = swiglu_quantise(gate_up, weight_M, fp8.recipe)
+        y_MF = swiglu_forward(gate_up, weight_M, fp8.recipe, fp8.kernels.swiglu)
         y_MD = fp8.forward(y_MF, self.down, self.dtype, self.groups)
         return y_MD, fp8.recipe.swiglu_inputs.keep(gate_up)
 
@@ -47,9 +47,9 @@ class Mlp:
         """Gradients of the input [M, D] and of ``weight``. Weight gradients are queued; their operands' other halves
         ``dy_DM`` and ``x_DM`` are asked for when they run."""
         fp8, groups, gate_up, down = self.fp8, self.groups, self.gate_up, self.down
-        stored = fp8.recipe.swiglu_inputs.restored(kept, gate_up.shape[-2])
+        stored = fp8.recipe.swiglu_inputs.held(kept, gate_up.shape[-2])
         dy_MF = fp8.backward(dy_MD, down, self.dtype, groups)
-        grads = swiglu_backward_quantise(stored, weight_M, dy_MF, fp8.recipe)
+        grads = swiglu_gradients(stored, weight_M, dy_MF, fp8.recipe, fp8.kernels.swiglu)
         dx_MD = fp8.backward(grads.d_gate_up, gate_up, self.dtype, groups)
         y_t, d_gate_up_t = grads.y_t, grads.d_gate_up_t
         fp8.queue.add(lambda: fp8.add_gradient(down, dy_DM(), y_t, groups))

@@ -40,14 +40,14 @@ class Fp8:
         how, copy = self.recipe.accumulate, self.copies.straight(weight)
         if groups is None:
             return gemm(x, copy, dtype=dtype, backend=self.kernels.gemm, accumulate=how)
-        return grouped_gemm(x, copy, groups, dtype=dtype, backend=self.kernels.gemm, accumulate=how)
+        return grouped_gemm(x, copy, groups, dtype=dtype, backend=self.kernels.grouped_gemm, accumulate=how)
 
     def backward(self, dy: Rows, weight: Weight, dtype: torch.dtype, groups: Groups | None = None) -> Tensor:
         """dy W, the input gradient: [M, K]."""
         how, copy = self.recipe.accumulate, self.copies.transposed(weight)
         if groups is None:
             return gemm(dy, copy, dtype=dtype, backend=self.kernels.gemm, accumulate=how)
-        return grouped_gemm(dy, copy, groups, dtype=dtype, backend=self.kernels.gemm, accumulate=how)
+        return grouped_gemm(dy, copy, groups, dtype=dtype, backend=self.kernels.grouped_gemm, accumulate=how)
 
     def add_gradient(self, weight: Weight, dy_t: Rows, x_t: Rows, groups: Groups | None = None) -> None:
         """``main_grad`` += dy^T x, from both transposes [N, M] and [K, M]."""
@@ -55,7 +55,7 @@ class Fp8:
         if groups is None:
             gemm_add(dy_t, x_t, into, backend=self.kernels.gemm, accumulate=how)
         else:
-            grouped_gemm_add(dy_t, x_t, groups, into, backend=self.kernels.gemm, accumulate=how)
+            grouped_gemm_add(dy_t, x_t, groups, into, backend=self.kernels.grouped_gemm, accumulate=how)
 
     def gradient_operands(self, dy_MN: Tensor) -> tuple[Rows, Rows]:
         """A gradient for its input gradient, and transposed for its weight gradient."""

@@ -27,8 +27,11 @@ class Storage(Protocol):
     def columns(self, kept: Kept, width: int) -> Rows:
         """The FP8 operand of the weight gradient; ``width``: K."""
 
-    def restored(self, kept: Kept, width: int) -> Tensor:
-        """The numbers, as near as was kept: FP32, or what they were."""
+    def held(self, kept: Kept, width: int) -> Rows | Tensor:
+        """For kernels that read either."""
+
+    def restored(self, kept: Kept, width: int, dtype: torch.dtype) -> Tensor:
+        """The numbers, as near as was kept, in ``dtype``: what they were."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,11 @@ class InFp8:
     def columns(self, kept: Kept, width: int) -> Rows:
         return self.transposed.columns_of(self.of(kept, width))
 
-    def restored(self, kept: Kept, width: int) -> Tensor:
-        return dequantise(self.of(kept, width), torch.float32, backend=self.rounding.backend)
+    def held(self, kept: Kept, width: int) -> Rows:
+        return self.of(kept, width)
+
+    def restored(self, kept: Kept, width: int, dtype: torch.dtype) -> Tensor:
+        return dequantise(self.of(kept, width), dtype, backend=self.rounding.backend)
 
     @staticmethod
     def of(kept: Kept, width: int) -> Rows:
@@ -72,12 +78,14 @@ class InE5M6:
         return self.rounding.rows(x_MK)
 
     def columns(self, kept: Kept, width: int) -> Rows:
-        return self.transposed.columns(self.restored(kept, width))
+        return self.transposed.columns(self.held(kept, width))
 
-    def restored(self, kept: Kept, width: int) -> Tensor:
+    def held(self, kept: Kept, width: int) -> Tensor:
+        return self.restored(kept, width, torch.bfloat16)  # exact
+
+    def restored(self, kept: Kept, width: int, dtype: torch.dtype) -> Tensor:
         words, scales = kept
-        packed = Packed(words, scales, width)
-        return unpack_e5m6(packed, torch.bfloat16, backend=self.rounding.backend)  # exact
+        return unpack_e5m6(Packed(words, scales, width), dtype, backend=self.rounding.backend)
 
 
 @dataclass(frozen=True)
@@ -96,5 +104,8 @@ class AsIs:
     def columns(self, kept: Kept, width: int) -> Rows:
         return self.transposed.columns(kept[0])
 
-    def restored(self, kept: Kept, width: int) -> Tensor:
+    def held(self, kept: Kept, width: int) -> Tensor:
+        return kept[0]
+
+    def restored(self, kept: Kept, width: int, dtype: torch.dtype) -> Tensor:
         return kept[0]

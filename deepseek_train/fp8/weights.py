@@ -36,3 +36,7 @@ class WeightCopies:
         """The weights are no longer what they were."""
         self._straight.clear()
         self._transposed.clear()
+
+    def __len__(self) -> int:
+        """Weights that have copies."""
+        return len(self._straight)

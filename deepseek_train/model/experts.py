@@ -6,7 +6,7 @@ Legend: A assignments grouped by expert, R received rows, D hidden, F feed-forwa
 from torch import Tensor, nn
 
 from deepseek_train.fp8.experts import fp8_experts
-from deepseek_train.fp8.order import Order
+from deepseek_train.fp8.sorting import Sorting
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import grouped_linear
 from deepseek_train.model.swiglu import forgettable_swiglu
@@ -30,8 +30,9 @@ class Experts(nn.Module):
         rows_E = arrivals.rows_E
         if fp8 is not None:
             x_RD, weights_RK = dispatched.x_RD, dispatched.weights_RK
-            order = Order.of(arrivals.assignment_to_slot_A, rows_E, *weights_RK.shape)
-            return fp8_experts(x_RD, weights_RK, order, self.gate_up, self.down, fp8)
+            slots_A, (num_rows, top_k) = arrivals.assignment_to_slot_A, weights_RK.shape
+            sorting = Sorting.of(slots_A, rows_E, num_rows, top_k, fp8.kernels.moe)
+            return fp8_experts(x_RD, weights_RK, sorting, self.gate_up, self.down, fp8)
         x_AD, weights_A = expand(dispatched)
         gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue)
         h_AF = forgettable_swiglu(self.context, gate_up_AF, weights_A)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deepseek_train.fp8.attention import fp8_attend
 from deepseek_train.model.context import ModelContext
+from deepseek_train.model.linear import linear
 from deepseek_train.model.norm import forgettable_norm
-from deepseek_train.model.project import project, project_attended, project_both
+from deepseek_train.model.project import project, project_both
 from deepseek_train.model.rope import rotate, softmax_scale
 
 
@@ -46,14 +48,18 @@ class LatentAttention(nn.Module):
         kv_latent = forgettable_norm(latent, self.kv_a_norm, context)
 
         def up(q_latent: Tensor, kv_latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
-            return aligned(*self._heads(q_latent, kv_latent, k_rope, turns_TR))
+            heads = self._heads(q_latent, kv_latent, k_rope, turns_TR)
+            return heads if context.fp8 is not None else aligned(*heads)
 
         q, k, v = context.recompute.region("mla_up", up, q_latent, kv_latent, k_rope)
+        if context.fp8 is not None:
+            nope = m.qk_nope_head_dim
+            return fp8_attend(q, k, v, self.o, context.fp8, scale=self.scale, nope=nope)
         # Where heads were padded, this is a copy of what attention itself has saved.
         out_BTO = context.recompute.region(
             "mla_up", lambda out: out[..., : m.v_head_dim].flatten(-2), causal(q, k, v, self.scale)
         )
-        return project_attended(out_BTO, self.o, context)
+        return linear(out_BTO, self.o, context.queue)
 
     def _heads(
         self, q_BTC: Tensor, kv_BTC: Tensor, k_rope_BTR: Tensor, turns_TR: Tensor

@@ -23,10 +23,3 @@ def project_both(x: Tensor, first: Weight, second: Weight, context: ModelContext
         y, z = fp8_linears(x, (first, second), context.fp8)
         return y, z
     return linear(x, first, context.queue), linear(x, second, context.queue)
-
-
-def project_attended(x: Tensor, weight: Weight, context: ModelContext) -> Tensor:
-    """x W^T of attention's result, which FP8 keeps in a format of its own."""
-    if context.fp8 is not None:
-        return fp8_linear(x, weight, context.fp8, context.fp8.recipe.attention_output)
-    return linear(x, weight, context.queue)

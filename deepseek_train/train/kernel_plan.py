@@ -26,8 +26,10 @@ def kernel_problems(config: RunConfig) -> list[Problem]:
             found.append(Problem(f"kernels.{family}", reason, f"There are: {there}."))
     if found or config.precision.fp8 is None or config.precision.fp8.accumulate == "promoted":
         return found
-    gemm = plan_kernels(config, device_type).gemm
-    if gemm == "reference":
+    kernels = plan_kernels(config, device_type)
+    others = sorted({kernels.gemm, kernels.grouped_gemm} - {"reference"})
+    if not others:
         return []
-    what = f"{config.precision.fp8.accumulate} is an emulation, which {gemm} products do not know"
-    return [Problem("precision.fp8.accumulate", what, "Write promoted, or kernels.gemm=reference.")]
+    what = f"{config.precision.fp8.accumulate} is an emulation, which products by {' and '.join(others)} do not know"
+    mend = "Write promoted, or kernels.gemm=reference and kernels.grouped_gemm=reference."
+    return [Problem("precision.fp8.accumulate", what, mend)]

@@ -14,6 +14,7 @@ class Kernels:
 
     quant: str = "reference"
     gemm: str = "reference"
+    grouped_gemm: str = "reference"
     norm: str = "reference"
     swiglu: str = "reference"
     moe: str = "reference"
@@ -34,16 +35,17 @@ REFERENCE = Kernels()
 FAMILIES = tuple(field.name for field in fields(Kernels))
 _BACKENDS = dict.fromkeys(FAMILIES, ("reference", "triton")) | {
     "gemm": ("reference", "triton", "torch", "cuda", "ext"),
-    "attention": ("reference", "torch", "triton"),
+    "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
+    "attention": ("reference", "triton", "torch", "ext"),
 }
-_ON_GPU = dict.fromkeys(FAMILIES, "triton") | {"attention": "torch"}
-_ONLY_ON_GPU = {("gemm", "torch"), ("gemm", "cuda"), ("gemm", "ext")}  # FP8 tensor cores
+_ON_GPU = dict.fromkeys(FAMILIES, "triton") | {"gemm": "torch", "attention": "torch"}
+_TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
 
 
 def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
-    """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is not
-    named is "auto": the reference on CPUs, Triton on GPUs (attention: what torch has). Raises BackendUnavailable where
-    a name cannot be had; nothing takes its place."""
+    """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is
+    not named is "auto": the reference on CPUs, Triton on GPUs (gemm and attention: torch's). Raises BackendUnavailable
+    where a name cannot be had; nothing takes its place."""
     names = {family: asked.get(family, AUTO) for family in FAMILIES}
     for family, name in names.items():
         reason = problem(device_type, family, name)
@@ -64,7 +66,7 @@ def problem(device_type: str, family: str, name: str) -> str | None:
         return None
     if name not in _BACKENDS[family]:
         return f"there is no backend {name!r} for {family}"
-    if device_type == "cpu" and (family, name) in _ONLY_ON_GPU:
+    if device_type == "cpu" and (family, name) in _TENSOR_CORES:
         return f"backend {name!r} runs on a GPU, tensors are on the CPU"
     if device_type == "cpu" and name == "triton" and not interpreting():
         return "backend 'triton' runs on a GPU, tensors are on the CPU (TRITON_INTERPRET=1 runs it there, slowly)"

@@ -242,6 +242,25 @@ def test_regions_in_a_chain_and_views_of_their_results_run_once_more() -> None:
     assert one.runs == 4
 
 
+def test_what_is_derived_from_something_forgotten_is_forgotten_too() -> None:
+    one, x = Doubling(), torch.randn(3, requires_grad=True)
+    runs = []
+
+    def negative(y: Tensor) -> Tensor:
+        runs.append(y)
+        return -y
+
+    def run(x: Tensor) -> Tensor:
+        forgotten = one.recompute.derived(negative, one.region(x))
+        kept = one.recompute.derived(negative, x)
+        return (forgotten.square() + kept.square()).sum()
+
+    one.forgetting(run, x).backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, 2 * (x.detach() * 2.0) * 2.0 + 2 * x.detach())
+    assert (one.runs, len(runs)) == (2, 3)
+
+
 def test_a_result_written_to_is_kept() -> None:
     one, x = Doubling(), torch.randn(3, requires_grad=True)
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
+from deepseek_kernels.choice import REFERENCE
 from torch import Tensor
 
-from deepseek_train.config.schema import Forgettable, ModelConfig, ScheduleConfig
+from deepseek_train.config.schema import Forgettable, Fp8Config, ModelConfig, ScheduleConfig
+from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
@@ -78,6 +80,7 @@ class Case:
     node: int | None = None  # ranks of a node; experts then take two hops
     base: ModelConfig = MODEL  # everything about the model that the fields above do not say
     mirrored: bool = False  # expert groups lie on mirrored pipeline ranks
+    fp8: Fp8Config | None = None
 
     def __str__(self) -> str:
         names = f"{self.schedule}-pp{self.pp}dp{self.dp}ep{self.ep}{'mirrored' if self.mirrored else ''}"
@@ -85,6 +88,7 @@ class Case:
         kinds = "".join(f"-{kind}" for kind in self.recompute) + ("-tied" if self.tied else "")
         kinds += f"-nodes of {self.node}" if self.node else ""
         kinds += f"-{self.base.name}" if self.base != MODEL else ""
+        kinds += "-fp8" if self.fp8 else ""
         return (
             f"{names}-layers{self.layers}{placed}dense{self.dense}mtp{self.mtp}-m{self.microbatches}{kinds}"
         )
@@ -102,6 +106,9 @@ class Case:
             num_dense_layers=self.dense,
             tie_embeddings=self.tied,
         )
+
+    def fp8_with(self, queue: WeightGradQueue, recompute: Recomputation) -> Fp8 | None:
+        return Fp8.of(self.fp8, REFERENCE, queue, recompute) if self.fp8 else None
 
     @property
     def specs(self) -> tuple[StageSpec, ...]:
@@ -206,7 +213,8 @@ def on_mesh(case: Case, mesh: ParallelMesh, dtype: torch.dtype, dispatcher: Disp
     """One rank's part. The caller gives weights their ``main_grad``."""
     m, queue = case.model, WeightGradQueue()
     recompute = Recomputation(frozenset(case.recompute))
-    context = ModelContext(m, queue, dispatcher, dtype=dtype, recompute=recompute)
+    fp8 = case.fp8_with(queue, recompute)
+    context = ModelContext(m, queue, dispatcher, dtype=dtype, recompute=recompute, fp8=fp8)
     stages: dict[int, Stage] = {}
     embedding: Weight | None = None
     for index in case.placement.stages_of(mesh.pp_rank):
@@ -246,7 +254,8 @@ class Plain:
     def __init__(self, case: Case, dtype: torch.dtype, grads: torch.dtype) -> None:
         self.case, self.queue = case, WeightGradQueue()
         (spec,) = split_layers(case.model, 1)
-        self.stage = Stage(ModelContext(case.model, self.queue, dtype=dtype), spec, LENGTH)
+        fp8 = case.fp8_with(self.queue, Recomputation())
+        self.stage = Stage(ModelContext(case.model, self.queue, dtype=dtype, fp8=fp8), spec, LENGTH)
         init_stage(self.stage, case.model, seed=0)
         self.weights = self.stage.weights()
         self.specs = {spec.name: spec for spec in all_weights(case.model)}

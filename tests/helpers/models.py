@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_train.config.schema import Forgettable, ModelConfig, YarnConfig
+from deepseek_kernels.choice import REFERENCE
+from deepseek_train.config.schema import Forgettable, Fp8Config, ModelConfig, YarnConfig
+from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
@@ -53,11 +55,14 @@ def whole_model(
     dtype: torch.dtype = torch.float32,
     grads: torch.dtype | None = None,
     recompute: frozenset[Forgettable] = frozenset(),
+    fp8: Fp8Config | None = None,
 ) -> Stage:
     """All layers as one stage, with norm gains around 1 and router biases around 0 instead of exactly
     there."""
     (spec,) = split_layers(m, 1)
-    context = ModelContext(m, WeightGradQueue(), dtype=dtype, recompute=Recomputation(recompute))
+    queue, forgets = WeightGradQueue(), Recomputation(recompute)
+    precision = None if fp8 is None else Fp8.of(fp8, REFERENCE, queue, forgets)
+    context = ModelContext(m, queue, dtype=dtype, recompute=forgets, fp8=precision)
     stage = Stage(context, spec, length)
     init_stage(stage, m, seed=1)
     disturb(stage, seed=2)

@@ -1,0 +1,114 @@
+"""Backends are chosen once, by name or by device; one that cannot be had is refused with what there is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepseek_kernels import choice, registry
+from deepseek_kernels.choice import FAMILIES, REFERENCE, Kernels, available, choose
+from deepseek_kernels.registry import BackendUnavailable
+from deepseek_train.cli.compose import compose_config
+from deepseek_train.config.parse import ConfigError
+from deepseek_train.train.kernel_plan import kernel_problems, plan_kernels
+from deepseek_train.train.preflight import preflight
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with a GPU and Triton."""
+    monkeypatch.setattr(choice, "why_not", lambda backend: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton kernels are not interpreted."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    registry.why_not.cache_clear()
+    monkeypatch.setattr(choice, "why_not", registry.why_not.__wrapped__)
+
+
+def test_auto_is_the_reference_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
+    assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == REFERENCE
+    found = choose("cuda", {})
+    assert (found.gemm, found.attention) == ("torch", "torch")
+    assert {getattr(found, family) for family in set(FAMILIES) - {"gemm", "attention"}} == {"triton"}
+
+
+def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
+    found = choose("cuda", {"gemm": "torch", "quant": "reference"})
+    assert (found.gemm, found.quant, found.norm) == ("torch", "reference", "triton")
+    assert str(found) == "triton, but quant reference, gemm torch, attention torch"
+    assert str(REFERENCE) == "reference"
+
+
+def test_the_interpreter_runs_triton_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(choice, "why_not", lambda backend: None)
+    assert choose("cpu", {"quant": "triton"}) == Kernels(quant="triton")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "said"),
+    [
+        ("quant", "triton", "on the CPU"),
+        ("gemm", "torch", "tensors are on the CPU"),
+        ("gemm", "cuda", "tensors are on the CPU"),
+        ("norm", "cuda", "no backend 'cuda' for norm"),
+        ("loss", "fastest", "no backend 'fastest' for loss"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(family: str, name: str, said: str, compiled: None) -> None:
+    with pytest.raises(BackendUnavailable) as error:
+        choose("cpu", {family: name})
+    assert said in str(error.value)
+    assert f"{family}: " in str(error.value)
+    assert "Use reference" in str(error.value)
+    assert name not in available("cpu", family)
+
+
+def test_a_launch_is_told_of_every_family_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose_config(
+        ["experiment=tiny", "cluster.device=cpu", "kernels.quant=triton", "kernels.moe=mine"]
+    )
+    found = preflight(config, None)
+    assert [p.where for p in found] == ["kernels.quant", "kernels.moe"]
+    assert all(p.mend == "There are: auto, reference." for p in found)
+    assert kernel_problems(compose_config(["experiment=tiny", "precision=fp8"])) == []
+    assert plan_kernels(compose_config(["experiment=tiny"]), "cpu") == REFERENCE
+
+
+def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:
+    asked = ["experiment=tiny", "precision=fp8", "precision.fp8.accumulate=hopper"]
+    (found,) = kernel_problems(compose_config(asked))
+    assert found.where == "precision.fp8.accumulate"
+    references = ["kernels.gemm=reference", "kernels.grouped_gemm=reference"]
+    assert kernel_problems(compose_config([*asked, *references])) == []
+    assert kernel_problems(compose_config([*asked, "cluster.device=cpu"])) == []
+
+
+def test_the_recipe_can_be_changed_by_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fp8 = compose_config(["precision=fp8", "precision.fp8.gradients.tile=128x128"]).precision.fp8
+    assert fp8 is not None
+    assert (fp8.gradients.tile, fp8.gradients.scale, fp8.expert_inputs.scale) == ("128x128", "fp32", "pow2")
+    alone = compose_config(["precision=bf16", "precision.fp8.attention_output=params"]).precision.fp8
+    assert alone is not None
+    assert alone.attention_output == "params"
+    assert compose_config(["precision=bf16"]).precision.fp8 is None
+    with pytest.raises(ConfigError, match=r"Did you mean 'precision\.fp8\.gradients\.tile'"):
+        compose_config(["precision=fp8", "precision.fp8.gradient.tile=128x128"])
+    (found,) = preflight(
+        compose_config(["experiment=tiny", "precision=fp8", "precision.fp8.weights.tile=1x128"]), None
+    )
+    assert found.where == "precision.fp8.weights.tile"
+
+
+def test_the_defaults_are_the_yaml() -> None:
+    """V3's recipe stands in one file to read; in code it is the default."""
+    written, default = (compose_config([p]).precision.fp8 for p in ("precision=fp8", "+precision.fp8={}"))
+    assert written == default
