@@ -31,7 +31,8 @@ def cuda_function(source: str, name: str) -> Callable[..., int]:
 
 
 def library(source: str, folder: Path | None = None) -> Path:
-    """The shared library of ``csrc/{source}.cu``, compiled if it is not there yet. ``folder``: where libraries are kept,
+    """The shared library of ``csrc/{source}.cu``, compiled if it is not there yet. ``folder``: where libraries are
+    kept,
     by default the user's cache."""
     nvcc = find_nvcc(source)
     inputs = [SOURCES / f"{source}.cu", *sorted(SOURCES.glob("*.cuh"))]

@@ -16,7 +16,14 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # By source: limits of each of its kernels. Registers are those at launch; the multiplying warps take 232 (setmaxnreg).
 LIMITS = {
     "block_scaled_gemm": Limits(
-        168, needs={"QGMMA.64x128x32": 48, "UTMALDG.2D.MULTICAST": 4, "USETMAXREG": 8, "STG.E.128": 8, "UBLKRED": 1}
+        168,
+        needs={
+            "QGMMA.64x128x32": 48,
+            "UTMALDG.2D.MULTICAST": 4,
+            "USETMAXREG": 8,
+            "STG.E.128": 8,
+            "UBLKRED": 1,
+        },
     )
 }
 
@@ -33,7 +40,17 @@ def compile_source(source: str) -> Compiled:
     limits, nvcc = LIMITS[source], find_nvcc(source)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "library.so"
-        command = [nvcc, *OPTIONS, "-Xptxas", "-v", "-Werror", "all-warnings", "-o", target, SOURCES / f"{source}.cu"]
+        command = [
+            nvcc,
+            *OPTIONS,
+            "-Xptxas",
+            "-v",
+            "-Werror",
+            "all-warnings",
+            "-o",
+            target,
+            SOURCES / f"{source}.cu",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = done.stdout + done.stderr
         if done.returncode:
