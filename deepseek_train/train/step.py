@@ -59,13 +59,15 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     job.weights_changed()
     totals = _total(job, ran)
     if not outcome.skipped:
-        speed = value_at(config.optim.balance_speed, progress.tokens)
+        gamma = value_at(config.optim.balance_speed, progress.tokens)
         for layer, bias in job.router_biases():
-            update_bias(bias, totals.load_LE[_row(job, layer)], speed, config.optim.balance_rule)
+            update_bias(bias, totals.load_LE[_row(job, layer)], gamma, config.optim.balance_rule)
 
     timeline = _gather_timeline(job, trace) if trace is not None else None
     seconds = time.perf_counter() - started
     after = progress.after(sequences, tokens, seconds)
+    speed = tokens / seconds
+    tflops = job.throughput.tflops(speed, layout.world)
     metrics = StepMetrics(
         step=after.step,
         tokens=after.tokens,
@@ -76,12 +78,14 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         lr=lr,
         batch_size=sequences,
         step_seconds=seconds,
-        tokens_per_second=tokens / seconds,
+        tokens_per_second=speed,
         expert_load={_layer(job, row): tuple(load_E) for row, load_E in enumerate(totals.load_LE.tolist())},
         memory_bytes=totals.memory_bytes,
         skipped=outcome.skipped,
         expert_traffic=totals.traffic if layout.ep > 1 and job.counts_traffic else None,
         timeline=timeline,
+        tflops=tflops,
+        mfu=job.throughput.mfu(tflops),
     )
     return after, metrics
 
