@@ -6,8 +6,10 @@ Legend: L MoE layers, E experts.
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepseek_train.config.curve import value_at
@@ -45,7 +47,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     def batch_of(microbatch: int) -> MicroBatch:
         start, size = progress.cursor.consumed_sequences, config.train.microbatch_size
         numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
-        return MicroBatch(torch.from_numpy(job.train_source.sequences(numbers)).to(job.place.device))
+        return on_device(job.train_source.sequences(numbers), job.place.device)
 
     schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
     trace = None
@@ -97,7 +99,7 @@ def evaluate(job: Job, progress: Progress) -> EvalMetrics:
 
     def batch_of(microbatch: int) -> MicroBatch:
         numbers = sequence_numbers(0, microbatch, layout, job.mesh.dp_rank, config.train.microbatch_size)
-        return MicroBatch(torch.from_numpy(job.validation_source.sequences(numbers)).to(job.place.device))
+        return on_device(job.validation_source.sequences(numbers), job.place.device)
 
     totals = _total(job, job.executor.run(job.evaluation, batch_of, None))
     count = job.placement.num_microbatches * layout.dp
@@ -108,6 +110,12 @@ def evaluate(job: Job, progress: Progress) -> EvalMetrics:
         mtp_loss=totals.mtp / count if config.model.mtp_depth else None,
         num_tokens=count * config.train.microbatch_size * config.data.sequence_length,
     )
+
+
+def on_device(sequences: NDArray[np.int64], device: torch.device) -> MicroBatch:
+    """A micro-batch where it is computed. From pinned memory the copy waits its turn on the GPU, and nothing for it."""
+    tokens = torch.from_numpy(sequences)
+    return MicroBatch(tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens)
 
 
 @dataclass(frozen=True)
