@@ -19,13 +19,12 @@ if not Path("/dev/nvidiactl").exists():
 
 import torch
 
+from benchmarks.gpu.backends import chosen_kernels
 from benchmarks.gpu.report import table, write
 from benchmarks.gpu.step_race import Limits, race
 from benchmarks.gpu.trainer import Entry, Task, shipped_model
 from benchmarks.kernel.report import facts
-from deepseek_kernels.choice import REFERENCE, Kernels, choose
-from deepseek_kernels.registry import interpreting
-from deepseek_kernels.testing import interpreter
+from deepseek_kernels.choice import REFERENCE
 from deepseek_train.config.schema import Fp8Config
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,20 +34,10 @@ NAMES = ("fp8", "bf16", "bf16-unfused", "fp8-unfused")
 def entries(device_type: str) -> dict[str, Entry]:
     """fp8, bf16: the backends that a run gets by itself. unfused: plain torch, but for attention, whose plain form holds
     all scores at once, 17 GB a sequence."""
-    if device_type == "cuda":
-        chosen, plain = choose("cuda", {}), replace(REFERENCE, attention="torch")
-    else:
-        chosen, plain = _interpreted(), REFERENCE
+    chosen = chosen_kernels(device_type)
+    plain = replace(REFERENCE, attention="torch") if device_type == "cuda" else REFERENCE
     kinds = (chosen, Fp8Config()), (chosen, None), (plain, None), (plain, Fp8Config())
     return {name: Entry(name, *kind) for name, kind in zip(NAMES, kinds, strict=True)}
-
-
-def _interpreted() -> Kernels:
-    if not interpreting():
-        return REFERENCE
-    interpreter.install()
-    names = dict.fromkeys(REFERENCE.__dataclass_fields__, "triton")
-    return choose("cpu", names)
 
 
 def task(rehearse: bool, microbatches: int) -> Task:
