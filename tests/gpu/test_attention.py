@@ -212,7 +212,7 @@ def test_other_documents_have_no_influence(dtype: torch.dtype, first: int, last:
 
 
 def test_strides_and_addresses_do_not_matter() -> None:
-    """An address not aligned to 16 bytes, heads before time, a gradient expanded from one number; and twice the same."""
+    """An address not aligned to 16 bytes, heads before time, a gradient expanded from one number."""
     q, k, v, _ = inputs(2, 70, 2, (24, 8, 24), BF16)
     d_out = randn(1, 1, 1, 1, dtype=BF16).expand(2, 70, 2, 24)
     document_starts = starts(2, 70, "edges")
