@@ -54,10 +54,14 @@ def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     on_gpu = device_type == "cuda"
     return Kernels(
         **{
-            family: (_ON_GPU[family] if on_gpu else "reference") if name == AUTO else name
+            family: (_first(_ON_GPU[family]) if on_gpu else "reference") if name == AUTO else name
             for family, name in names.items()
         }
     )
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return next((name for name in names if why_not(name) is None), names[-1])
 
 
 def problem(device_type: str, family: str, name: str) -> str | None:
