@@ -55,7 +55,8 @@ def test_triton_computes_what_the_reference_computes() -> None:
     for found, expected in zip(
         everything(replace(TRITON, attention="reference"), inputs, weights), wanted, strict=True
     ):
-        assert torch.equal(found, expected) or (ON_GPU and apart(found, expected) < 0.02)
+        # Interpreted it is the same bits but for sums in another order, which may send a number to its neighbour.
+        assert apart(found, expected) < (0.02 if ON_GPU else 2e-3)
     for found, expected in zip(everything(TRITON, inputs, weights), wanted, strict=True):
         assert found.isfinite().all()
         # Attention in blocks differs by a BF16 rounding, which sends some numbers to other FP8 neighbours.
