@@ -18,8 +18,8 @@ def _accumulate() -> Callable[[Tensor, Tensor, Tensor], None]:
         return importlib.import_module("fused_weight_gradient_mlp_cuda").wgrad_gemm_accum_fp32
     except (ImportError, AttributeError) as error:
         raise BackendUnavailable(
-            f"weight_gradient: backend 'ext' is apex's wgrad_gemm_accum_fp32, which cannot be had ({error}): build apex from "
-            "NVIDIA's repository with its CUDA extensions, or use 'torch'"
+            f"weight_gradient: backend 'ext' is apex's wgrad_gemm_accum_fp32, which cannot be had ({error}): build "
+            "apex from NVIDIA's repository with its CUDA extensions, or use 'torch'"
         ) from error
 
 
