@@ -8,8 +8,9 @@ from pathlib import Path
 
 import triton
 
-from deepseek_kernels.cuda_library import OPTIONS, SOURCES, find_nvcc
+from deepseek_kernels.cuda_library import OPTIONS, SOURCES
 from deepseek_kernels.gate.case import Limits
+from deepseek_kernels.registry import find_nvcc
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -36,8 +37,12 @@ class Compiled:
 
 
 def compile_source(source: str) -> Compiled:
-    """Compiles ``csrc/{source}.cu`` into a temporary folder. Raises BackendUnavailable without nvcc."""
-    limits, nvcc = LIMITS[source], find_nvcc(source)
+    """Compiles ``csrc/{source}.cu`` into a temporary folder."""
+    limits, nvcc = LIMITS[source], find_nvcc()
+    if nvcc is None:
+        return Compiled(
+            0, ["there is no nvcc on the PATH: apt-get install nvidia-cuda-toolkit, or CUDA's own"], {}
+        )
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "library.so"
         command = [
