@@ -3,10 +3,10 @@ other.
 
     PYTHONPATH=kernels:. python3 -m benchmarks.gpu_step         # needs torch, triton, pyyaml, numpy and this repository
 
-Every entry trains the model of ``configs/model/h100_proxy.yaml`` on the same tokens, from the same weights, in steps of
-four micro-batches of 2 x 4096 tokens: forward, backward, weight gradients, clipping, AdamW, router biases. Writes
-benchmarks/results/gpu_step.{json,md} (``--out``: another folder). ``--rehearse`` (and no GPU): tiny, on the CPU, kernels
-interpreted; nothing is written unless ``--out`` is given, and its times mean nothing.
+Every entry trains the model of ``configs/model/h100_proxy.yaml`` on the same tokens, from the same weights, in steps
+of four micro-batches of 2 x 4096 tokens: forward, backward, weight gradients, clipping, AdamW, router biases. Writes
+benchmarks/results/gpu_step.{json,md} (``--out``: another folder). ``--rehearse`` (and no GPU): tiny, on the CPU,
+kernels interpreted; nothing is written unless ``--out`` is given, and its times mean nothing.
 """
 
 import argparse
@@ -32,8 +32,8 @@ NAMES = ("fp8", "bf16", "bf16-unfused", "fp8-unfused")
 
 
 def entries(device_type: str) -> dict[str, Entry]:
-    """fp8, bf16: the backends that a run gets by itself. unfused: plain torch, but for attention, whose plain form holds
-    all scores at once, 17 GB a sequence."""
+    """fp8, bf16: the backends that a run gets by itself. unfused: plain torch, but for attention, whose plain form
+    holds all scores at once, 17 GB a micro-batch."""
     chosen = chosen_kernels(device_type)
     plain = replace(REFERENCE, attention="torch") if device_type == "cuda" else REFERENCE
     kinds = (chosen, Fp8Config()), (chosen, None), (plain, None), (plain, Fp8Config())
@@ -53,6 +53,7 @@ def task(rehearse: bool, microbatches: int) -> Task:
         q_lora_rank=128,
         kv_lora_rank=128,
         num_routed_experts=8,
+        experts_per_token=4,
         dense_ffn_size=128,
         expert_ffn_size=128,
     )

@@ -3,15 +3,16 @@
     PYTHONPATH=kernels:. python3 -m benchmarks.moe_layer        # needs torch, triton, numpy and this repository
 
 4 experts with 8192 rows each and the shared expert on 4096 tokens: sorting, quantising, products, SwiGLU, sums, weight
-gradients into FP32; what travels between ranks is not in it. FP8 is ``deepseek_train.fp8`` with V3's recipe, BF16 torch's
-grouped products and cuBLAS with our kernels around them. Writes benchmarks/results/moe_layer.{json,md} (``--out``:
-another folder). ``--rehearse`` (and no GPU): small, on the CPU, interpreted; nothing is written unless ``--out`` is given.
+gradients into FP32; what travels between ranks is not in it. FP8 is ``deepseek_train.fp8`` with V3's recipe, BF16
+torch's grouped products and cuBLAS with our kernels around them. Writes benchmarks/results/moe_layer.{json,md}
+(``--out``: another folder). ``--rehearse`` (and no GPU): small, on the CPU, interpreted; nothing is written unless
+``--out`` is given.
 """
 
 import argparse
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 if not Path("/dev/nvidiactl").exists():
@@ -21,7 +22,7 @@ import torch
 
 from benchmarks.gpu.backends import chosen_kernels
 from benchmarks.gpu.moe_work import Given, Layer, Made, bf16_pass, fp8_pass, given
-from benchmarks.gpu.profile import kernel_table, kernel_times
+from benchmarks.gpu.profile import KernelTime, kernel_table, kernel_times
 from benchmarks.kernel.measure import median_ms
 from benchmarks.kernel.report import facts
 from deepseek_train.phases.wgrad import Weight
@@ -41,23 +42,41 @@ def weights_of(g: Given) -> list[Weight]:
     return [g.gate_up, g.down, g.shared_gate_up, g.shared_down]
 
 
-def words(content: dict[str, object], tables: dict[str, str]) -> str:
-    """The results as Markdown."""
-    about, layer = content["facts"], content["layer"]
-    assert isinstance(about, dict)
+@dataclass(frozen=True)
+class Result:
+    facts: dict[str, str]
+    kernels: str
+    layer: Layer
+    fp8_ms: float
+    bf16_ms: float
+    difference: float  # of results
+    gradient_difference: float  # of weights' gradients
+    profiles: dict[str, list[KernelTime]]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as BF16."""
+        return self.bf16_ms / self.fp8_ms
+
+    def tflops(self, ms: float) -> float:
+        return self.layer.flops / ms / 1e9
+
+
+def words(r: Result) -> str:
+    """The result as Markdown."""
+    about = ", ".join(f"{key} {value}" for key, value in {**r.facts, "kernels": r.kernels}.items())
     lines = [
         "# One MoE layer on one rank of EP64",
         "",
-        ", ".join(f"{key} {value}" for key, value in about.items()) + ".",
-        f"{layer}: forward, backward and weight gradients. Medians, L2 flushed before every pass.",
+        f"{about}.",
+        f"{r.layer}: forward, backward and weight gradients. Medians, L2 flushed before every pass.",
         "",
-        f"FP8 {content['fp8_ms']:.3f} ms ({content['fp8_tflops']:.0f} TFLOP/s), BF16 {content['bf16_ms']:.3f} ms "
-        f"({content['bf16_tflops']:.0f} TFLOP/s): FP8 is {content['ratio']:.2f} times as fast (goal {GOAL}). Results "
-        f"differ by {100 * content['difference']:.1f}% at most, weight gradients by "  # type: ignore[operator]
-        f"{100 * content['gradient_difference']:.1f}%.",  # type: ignore[operator]
+        f"FP8 {r.fp8_ms:.3f} ms ({r.tflops(r.fp8_ms):.0f} TFLOP/s), BF16 {r.bf16_ms:.3f} ms "
+        f"({r.tflops(r.bf16_ms):.0f} TFLOP/s): FP8 is {r.ratio:.2f} times as fast (goal {GOAL}). Results differ by "
+        f"{100 * r.difference:.1f}% at most, weight gradients by {100 * r.gradient_difference:.1f}%.",
     ]
-    for name, text in tables.items():
-        lines += ["", f"Kernels of one pass in {name}:", "", text]
+    for name, rows in r.profiles.items():
+        lines += ["", f"Kernels of one pass in {name}:", "", kernel_table(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -66,7 +85,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--milliseconds", type=int, default=1500, help="of each contestant, after its warm-up")
+    parser.add_argument(
+        "--milliseconds", type=int, default=1500, help="of each contestant, after its warm-up"
+    )
     parser.add_argument("--revision", help="of the sources, where there is no git to ask")
     parser.add_argument("--rehearse", action="store_true")
     asked = parser.parse_args()
@@ -92,24 +113,22 @@ def main() -> None:
     del made, gradients
 
     ms = {name: median_ms(call, device, asked.milliseconds) for name, call in passes.items()}
-    profiles = {name: kernel_times(call, device) for name, call in passes.items()}
-    content: dict[str, object] = {
-        "facts": {**facts(device, asked.revision), "kernels": str(kernels)},
-        "layer": asdict(layer),
-        "fp8_ms": ms["FP8"],
-        "bf16_ms": ms["BF16"],
-        "ratio": ms["BF16"] / ms["FP8"],
-        "fp8_tflops": layer.flops / ms["FP8"] / 1e9,
-        "bf16_tflops": layer.flops / ms["BF16"] / 1e9,
-        "difference": off,
-        "gradient_difference": gradient_difference,
-        "profiles": {name: [asdict(r) for r in rows] for name, rows in profiles.items()},
-    }
-    text = words(content, {name: kernel_table(rows) for name, rows in profiles.items()})
+    found = Result(
+        facts(device, asked.revision),
+        str(kernels),
+        layer,
+        ms["FP8"],
+        ms["BF16"],
+        off,
+        gradient_difference,
+        {name: kernel_times(call, device) for name, call in passes.items()},
+    )
+    text = words(found)
     print(text)
     if asked.out or not rehearse:
         folder = asked.out or RESULTS
         folder.mkdir(parents=True, exist_ok=True)
+        content = {**asdict(found), "ratio": found.ratio}
         (folder / "moe_layer.json").write_text(json.dumps(content, indent=1) + "\n")
         (folder / "moe_layer.md").write_text(text)
 

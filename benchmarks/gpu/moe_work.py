@@ -147,9 +147,7 @@ def _experts(g: Given, sorting: Sorting, kernels: Kernels) -> tuple[Tensor, Tens
     x_PD = expand(g.x_RD, order.padded_to_row_P, backend=kernels.moe)
     gate_up = torch._grouped_mm(x_PD, g.gate_up.mT, offs=ends)
     h_PF = swiglu(gate_up, weights_P, backend=kernels.swiglu)
-    y_RD = reduce(
-        torch._grouped_mm(h_PF, g.down.mT, offs=ends), order.row_to_padded_RK, backend=kernels.moe
-    )
+    y_RD = reduce(torch._grouped_mm(h_PF, g.down.mT, offs=ends), order.row_to_padded_RK, backend=kernels.moe)
     dy_PD = expand(g.dy_RD, order.padded_to_row_P, backend=kernels.moe)
     dh_PF = torch._grouped_mm(dy_PD, g.down, offs=ends)
     d_gate_up, d_weights_P = swiglu_backward(dh_PF, gate_up, weights_P, backend=kernels.swiglu)

@@ -47,7 +47,7 @@ def table(facts: dict[str, str], task: Task, results: list[Result]) -> str:
         f"{task.sequence_length} tokens, AdamW and router biases included. MFU against the BF16 peak. Unfused: plain "
         "torch but for attention.",
         "",
-        "| entry | linears | kernels | ms | tokens/s | TFLOP/s | MFU | peak GiB | x first | loss, first and last step |",
+        "| entry | linears | kernels | ms | tokens/s | TFLOP/s | MFU | peak GiB | x first | loss, first and last |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     fastest = next((r.step_ms for r in results if r.step_ms is not None), None)

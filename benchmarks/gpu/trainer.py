@@ -1,5 +1,6 @@
-"""A model that trains on one device as ``deepseek-train`` would wire it (parallel=single, schedule=1f1b), without what a
-bare GPU machine lacks: Hydra, DeepSpeed, data. Weights are drawn on the device, from one seed: the same for every entry.
+"""A model that trains on one device as ``deepseek-train`` would wire it (parallel=single, schedule=1f1b), without what
+a bare GPU machine lacks: Hydra, DeepSpeed, data. Weights are drawn on the device, from one seed, the same for every
+entry.
 
 Legend: B sequences of a micro-batch, T positions, D hidden.
 """

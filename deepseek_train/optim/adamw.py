@@ -15,8 +15,8 @@ from deepseek_kernels.optim import adamw
 
 
 class AdamW(Optimizer):
-    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights, so with
-    BF16 moments it is ``deepseek_kernels``', by ``backend``."""
+    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights, so
+    with BF16 moments it is that of ``deepseek_kernels``, by ``backend``."""
 
     def __init__(
         self,
