@@ -24,7 +24,7 @@ from benchmarks.gpu.report import table, write
 from benchmarks.gpu.step_race import Limits, race
 from benchmarks.gpu.trainer import Entry, Task, shipped_model
 from benchmarks.kernel.report import facts
-from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.choice import Kernels
 from deepseek_train.config.schema import Fp8Config
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +35,7 @@ def entries(device_type: str) -> dict[str, Entry]:
     """fp8, bf16: the backends that a run gets by itself. unfused: plain torch, but for attention, whose plain form
     holds all scores at once, 17 GB a micro-batch."""
     chosen = chosen_kernels(device_type)
-    plain = replace(REFERENCE, attention="torch") if device_type == "cuda" else REFERENCE
+    plain = Kernels(attention="torch") if device_type == "cuda" else Kernels()
     kinds = (chosen, Fp8Config()), (chosen, None), (plain, None), (plain, Fp8Config())
     return {name: Entry(name, *kind) for name, kind in zip(NAMES, kinds, strict=True)}
 

@@ -14,7 +14,7 @@ from benchmarks.gpu.step_race import Limits, Result, race
 from benchmarks.gpu.trainer import Entry, Task
 from benchmarks.gpu_step import task
 from benchmarks.moe_layer import FAR, difference, weights_of
-from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.choice import Kernels
 from deepseek_train.config.schema import Fp8Config
 from deepseek_train.spec import work
 
@@ -31,7 +31,7 @@ def small() -> Task:
 def results(small: Task) -> list[Result]:
     limits = Limits(60.0, warm_up=2, counted=2)
     kinds = {"fp8": Fp8Config(), "bf16": None}
-    return [race(small, Entry(name, REFERENCE, fp8), CPU, limits, False) for name, fp8 in kinds.items()]
+    return [race(small, Entry(name, Kernels(), fp8), CPU, limits, False) for name, fp8 in kinds.items()]
 
 
 def test_entries_train_alike(small: Task, results: list[Result], tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_what_went_wrong_is_said(small: Task, results: list[Result]) -> None:
     far = replace(bf16, losses=tuple(1.03 * loss for loss in bf16.losses))
     assert "NOT within" in loss_words([fp8, far])
     assert "NOT within" in loss_words([fp8, replace(bf16, losses=(float("nan"),) * 4)])
-    impossible = Entry("no", replace(REFERENCE, attention="none"), Fp8Config())
+    impossible = Entry("no", Kernels(attention="none"), Fp8Config())
     failed = race(small, impossible, CPU, Limits(0.0), False)
     assert failed.step_ms is None
     assert "there is no backend 'none'" in failed.note
@@ -79,7 +79,7 @@ def test_a_layers_rows_are_v3s() -> None:
 def test_fp8_and_bf16_compute_the_same_layer() -> None:
     g = given(LAYER, CPU)
     made = []
-    for one in (fp8_pass(g, REFERENCE), bf16_pass(g, REFERENCE)):
+    for one in (fp8_pass(g, Kernels()), bf16_pass(g, Kernels())):
         result = one()
         gradients = [w.main_grad.clone() for w in weights_of(g)]
         again = one()
