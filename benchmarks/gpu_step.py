@@ -28,15 +28,16 @@ from deepseek_kernels.choice import Kernels
 from deepseek_train.config.schema import Fp8Config
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("fp8", "bf16", "bf16-unfused", "fp8-unfused")
+NAMES = ("fp8", "bf16", "bf16-unfused", "fp8-unfused", "fp8-compiled")
 
 
 def entries(device_type: str) -> dict[str, Entry]:
     """fp8, bf16: the backends that a run gets by itself. unfused: plain torch, but for attention, whose plain form
-    holds all scores at once, 17 GB a micro-batch."""
+    holds all scores at once, 17 GB a sequence. compiled: with train.compile."""
     chosen = chosen_kernels(device_type)
     plain = Kernels(attention="torch") if device_type == "cuda" else Kernels()
-    kinds = (chosen, Fp8Config()), (chosen, None), (plain, None), (plain, Fp8Config())
+    v3 = Fp8Config()
+    kinds = (chosen, v3), (chosen, None), (plain, None), (plain, v3), (chosen, v3, True)
     return {name: Entry(name, *kind) for name, kind in zip(NAMES, kinds, strict=True)}
 
 

@@ -12,7 +12,7 @@ torch's grouped products and cuBLAS with our kernels around them. Writes benchma
 import argparse
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 if not Path("/dev/nvidiactl").exists():
@@ -51,7 +51,7 @@ class Result:
     bf16_ms: float
     difference: float  # of results
     gradient_difference: float  # of weights' gradients
-    profiles: dict[str, list[KernelTime]]
+    profiles: dict[str, list[KernelTime]] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
@@ -113,24 +113,23 @@ def main() -> None:
     del made, gradients
 
     ms = {name: median_ms(call, device, asked.milliseconds) for name, call in passes.items()}
+    folder = asked.out or (None if rehearse else RESULTS)
     found = Result(
-        facts(device, asked.revision),
-        str(kernels),
-        layer,
-        ms["FP8"],
-        ms["BF16"],
-        off,
-        gradient_difference,
-        {name: kernel_times(call, device) for name, call in passes.items()},
+        facts(device, asked.revision), str(kernels), layer, ms["FP8"], ms["BF16"], off, gradient_difference
     )
-    text = words(found)
-    print(text)
-    if asked.out or not rehearse:
-        folder = asked.out or RESULTS
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {**asdict(found), "ratio": found.ratio}
-        (folder / "moe_layer.json").write_text(json.dumps(content, indent=1) + "\n")
-        (folder / "moe_layer.md").write_text(text)
+    save(found, folder)  # before a profiler may fail
+    found = replace(found, profiles={name: kernel_times(call, device) for name, call in passes.items()})
+    save(found, folder)
+    print(words(found))
+
+
+def save(found: Result, folder: Path | None) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(found), "ratio": found.ratio}
+    (folder / "moe_layer.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "moe_layer.md").write_text(words(found))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def kernel_times(call: Callable[[], object], device: torch.device, most: int = 2
     """The kernels of one ``call`` that took longest, and "all". On a CPU: its operators, to rehearse."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with profile(activities=activities, acc_events=True) as seen:
+    with profile(activities=activities) as seen:
         call()
         if on_gpu:
             torch.cuda.synchronize()

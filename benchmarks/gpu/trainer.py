@@ -58,6 +58,7 @@ class Entry:
     name: str
     kernels: Kernels
     fp8: Fp8Config | None
+    compiled: bool = False  # train.compile
 
 
 def shipped_model(name: str) -> ModelConfig:
@@ -79,6 +80,7 @@ class Trainer:
             recompute=recompute,
             kernels=entry.kernels,
             fp8=self.fp8,
+            compiled=entry.compiled,
         )
         self.stage = Stage(context, split_layers(m, 1)[0], task.sequence_length)
         _initialise(self.stage, m, device)

@@ -213,6 +213,9 @@ class TrainConfig:
     total_tokens: int
     microbatch_size: int = 1  # sequences per micro-batch
     recompute: tuple[Forgettable, ...] = ()  # changes memory and time, not a bit of the result
+    # torch.compile for what is left of plain torch around the kernels, the balance loss: one kernel instead of ten
+    # small ones, some seconds at the start, sums in another order.
+    compile: bool = False
     eval_every: int = 0  # steps; 0: only at the end
     eval_microbatches: int = 8  # micro-batches per data-parallel rank in one evaluation
     sample_prompt: str = ""  # continuation printed at the end; empty: none

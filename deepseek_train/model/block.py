@@ -8,6 +8,7 @@ Legend: B sequences, T positions, D hidden, R rope pairs.
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from deepseek_train.model.context import ModelContext
@@ -74,6 +75,7 @@ class MoeBlock(_Attention):
         inner = self.m.num_shared_experts * self.m.expert_ffn_size
         self.shared = FeedForward(context, inner, expert=True) if inner else None
         self.experts = Experts(context)
+        self.balance_loss = torch.compile(balance_loss) if context.compiled else balance_loss
 
     def phases(self) -> Row:
         whole = self.context.recompute.of_blocks
@@ -94,7 +96,7 @@ class MoeBlock(_Attention):
         scores_BTE = self.router(normed_BTD)
         routing = self.router.route(scores_BTE)
         tokens_E = count_local(routing.expert_ids_NK, 0, self.m.num_routed_experts)
-        loss = balance_loss(scores_BTE, self.m.experts_per_token)
+        loss = self.balance_loss(scores_BTE, self.m.experts_per_token)
         before = hidden.ledger
         ledger = replace(
             before,

@@ -25,6 +25,7 @@ class ModelContext:
     recompute: Recomputation = field(default_factory=Recomputation)
     kernels: Kernels = REFERENCE
     fp8: Fp8 | None = None
+    compiled: bool = False  # glue by torch.compile
 
     def weight(self, *shape: int) -> Weight:
         """An uninitialised weight; ``init`` fills it."""

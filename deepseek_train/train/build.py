@@ -122,7 +122,9 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     recompute = Recomputation(frozenset(config.train.recompute))
     asked = config.precision.fp8
     fp8 = Fp8.of(asked, kernels, queue, recompute) if asked is not None else None
-    context = ModelContext(model, queue, dispatcher, place.device, dtype, recompute, kernels, fp8)
+    context = ModelContext(
+        model, queue, dispatcher, place.device, dtype, recompute, kernels, fp8, config.train.compile
+    )
     stages = _build_stages(config, context, [specs[s] for s in placement.stages_of(mesh.pp_rank)])
     boundary = Boundary(
         (config.train.microbatch_size, config.data.sequence_length, model.hidden_size), dtype, place.device

@@ -1,6 +1,7 @@
 """``deepseek-train experiment=h100_proxy``, rehearsed on a CPU: its recipe with sizes that are tiny."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,20 @@ def test_two_steps(workplace: Path) -> None:
     assert last["tflops"] == pytest.approx(128 / last["step_seconds"] * flops / 1e12)
     assert last["mfu"] is None
     assert "TFLOP/s a rank" in (folder / "report.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU torch.compile needs a C++ compiler")
+def test_compiled_glue_trains_alike(workplace: Path) -> None:
+    """The same losses but for the order of a mean's sum, which counts 1e-4 in the gradient; with recomputation, whose
+    hooks see what the compiled function saves."""
+    overrides = [*TINY, "name=compiled", "train.compile=true", "train.recompute=[norm,mla_up,swiglu]"]
+    code, _, err = finish(start(workplace, *overrides))
+    assert code == 0, err
+    lines = [
+        [json.loads(line) for line in (workplace / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("h100_proxy", "compiled")
+    ]
+    for eager, compiled in zip(*lines, strict=True):
+        assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-4)
+        if eager["kind"] == "step":
+            assert compiled["balance_loss"] == pytest.approx(eager["balance_loss"], rel=1e-5)
