@@ -2,8 +2,9 @@
 
     PYTHONPATH=kernels:. python3 -m benchmarks.kernels          # needs torch, triton and this repository, nothing else
 
-Writes benchmarks/results/kernels.{json,md} (``--out``: another folder). Correctness is ``pytest tests/gpu``, first. Without
-a GPU the same script rehearses, interpreted and small, and writes nothing unless ``--out`` is given: its times mean nothing.
+Writes benchmarks/results/kernels.{json,md} (``--out``: another folder). Correctness is ``pytest tests/gpu``, first.
+Without a GPU the same script rehearses, interpreted and small, and writes nothing unless ``--out`` is given: its
+times mean nothing.
 """
 
 import argparse
@@ -15,14 +16,14 @@ from pathlib import Path
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.kernel import attention_bound, memory_bound, products  # noqa: E402
-from benchmarks.kernel.contest import Contest  # noqa: E402
-from benchmarks.kernel.measure import ceilings, race  # noqa: E402
-from benchmarks.kernel.report import facts, table, write  # noqa: E402
-from deepseek_kernels.registry import interpreting  # noqa: E402
-from deepseek_kernels.testing import interpreter  # noqa: E402
+from benchmarks.kernel import attention_bound, memory_bound, products
+from benchmarks.kernel.contest import Contest
+from benchmarks.kernel.measure import ceilings, race
+from benchmarks.kernel.report import facts, table, write
+from deepseek_kernels.registry import interpreting
+from deepseek_kernels.testing import interpreter
 
 RESULTS = Path(__file__).parent / "results"
 REHEARSAL_SHRINK = 64
@@ -35,7 +36,9 @@ def contests(device: torch.device, shrink: int) -> Iterator[Contest]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument("--only", default="", help="contests whose name contains this")
     parser.add_argument("--revision", help="of the sources, where there is no git to ask")

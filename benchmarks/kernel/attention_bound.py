@@ -1,4 +1,5 @@
-"""Contests of attention at DeepSeek-V3's heads: 128 of 192 query and 128 value channels, one sequence of 4096 tokens."""
+"""Contests of attention at DeepSeek-V3's heads: 128 of 192 query and 128 value channels, one sequence of 4096
+tokens."""
 
 from collections.abc import Iterator
 from functools import partial

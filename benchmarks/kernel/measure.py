@@ -50,9 +50,7 @@ def ceilings(device: torch.device) -> Ceilings:
     one = torch.ones((), device=device)
     qa, qb = (t.clamp(-448, 448).to(torch.float8_e4m3fn) for t in (a, b))
     fp8_ms = median_ms(
-        lambda: torch._scaled_mm(
-            qa, qb.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True
-        ),
+        lambda: torch._scaled_mm(qa, qb.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True),
         device,
     )
     flops = 2 * 8192**3
@@ -66,14 +64,14 @@ def race(contest: Contest, limits: Ceilings, device: torch.device) -> list[Resul
     for entry, call in contest.entries.items():
         try:
             ms = median_ms(call, device)
-        except Exception as error:  # noqa: BLE001 - one contestant's failure must not cost the others their times
-            note = f"{type(error).__name__}: {str(error).splitlines()[0][:160]}" if str(error) else repr(error)
+        except Exception as error:
+            note = (
+                f"{type(error).__name__}: {str(error).splitlines()[0][:160]}" if str(error) else repr(error)
+            )
             results.append(
                 Result(contest.op, contest.shape, contest.bound, entry, None, floor, None, None, note)
             )
             continue
         rate = contest.work / ms * 1e3 / (1e9 if contest.bound == "memory" else 1e12)
-        results.append(
-            Result(contest.op, contest.shape, contest.bound, entry, ms, floor, rate, floor / ms)
-        )
+        results.append(Result(contest.op, contest.shape, contest.bound, entry, ms, floor, rate, floor / ms))
     return results

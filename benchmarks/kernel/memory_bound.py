@@ -38,12 +38,20 @@ def _quantisation(device: torch.device, tokens: int, rows: int, d: int, f: int) 
         values = quant.quantise_rows(x, pow2=True, backend="triton")
         one_way, fp8 = round(elements * (3 + TILE_BYTES)), 1 + TILE_BYTES
         ours = {"pow2": True, "backend": "triton"}
-        yield Contest("quantise_rows", shape, "memory", one_way, {"triton": partial(quant.quantise_rows, x, **ours)})
         yield Contest(
-            "quantise_columns", shape, "memory", one_way, {"triton": partial(quant.quantise_columns, x, **ours)}
+            "quantise_rows", shape, "memory", one_way, {"triton": partial(quant.quantise_rows, x, **ours)}
+        )
+        yield Contest(
+            "quantise_columns",
+            shape,
+            "memory",
+            one_way,
+            {"triton": partial(quant.quantise_columns, x, **ours)},
         )
         both = round(elements * (2 + 2 * fp8))
-        yield Contest("quantise_both", shape, "memory", both, {"triton": partial(quant.quantise_both, x, **ours)})
+        yield Contest(
+            "quantise_both", shape, "memory", both, {"triton": partial(quant.quantise_both, x, **ours)}
+        )
         yield Contest(
             "requantise_columns",
             shape,
@@ -55,7 +63,9 @@ def _quantisation(device: torch.device, tokens: int, rows: int, d: int, f: int) 
     packed = quant.pack_e5m6(x, backend="triton")
     bytes_moved = round(x.numel() * (3.5 + TILE_BYTES))
     shape = f"[{tokens}, {2 * d}]"
-    yield Contest("pack_e5m6", shape, "memory", bytes_moved, {"triton": partial(quant.pack_e5m6, x, backend="triton")})
+    yield Contest(
+        "pack_e5m6", shape, "memory", bytes_moved, {"triton": partial(quant.pack_e5m6, x, backend="triton")}
+    )
     yield Contest(
         "unpack_e5m6",
         shape,
@@ -174,7 +184,12 @@ def _moe(device: torch.device, tokens: int, rows: int, d: int) -> Iterator[Conte
     top_k = rows // tokens
     x, order = _bf16(device, tokens, d), torch.randperm(rows, device=device)
     index = (order // top_k).int()
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=device)).int().view(tokens, top_k)
+    back = (
+        torch.empty_like(order)
+        .scatter_(0, order, torch.arange(rows, device=device))
+        .int()
+        .view(tokens, top_k)
+    )
     kept, y = quant.quantise_rows(x, pow2=True, backend="triton"), _bf16(device, rows, d)
     fp8 = 1 + TILE_BYTES
     shape = f"[{tokens} -> {rows}, {d}]"
@@ -256,7 +271,18 @@ def _rest(device: torch.device, tokens: int, d: int, v: int) -> Iterator[Contest
         size * (4 + 4 + 4 + 8 + 2),
         {
             "triton": lambda: optim.adamw(
-                weight, grad, m, s, lr=1e-4, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, step=3, low=low, backend="triton"
+                weight,
+                grad,
+                m,
+                s,
+                lr=1e-4,
+                beta1=0.9,
+                beta2=0.95,
+                eps=1e-8,
+                weight_decay=0.1,
+                step=3,
+                low=low,
+                backend="triton",
             ),
         },
     )

@@ -40,8 +40,9 @@ def table(facts: dict[str, str], limits: Ceilings, results: list[Result]) -> str
         "# Kernels",
         "",
         ", ".join(f"{key} {value}" for key, value in facts.items()) + ".",
-        f"Ceilings of the same run: copy {limits.bytes_per_second / 1e12:.2f} TB/s (read + written), cuBLAS BF16 8192^3 "
-        f"{limits.bf16_flops / 1e12:.0f} TFLOP/s, cuBLAS FP8 with one scale a matrix {limits.fp8_flops / 1e12:.0f} TFLOP/s.",
+        f"Ceilings of the same run: copy {limits.bytes_per_second / 1e12:.2f} TB/s (read + written), cuBLAS BF16 "
+        f"8192^3 {limits.bf16_flops / 1e12:.0f} TFLOP/s, cuBLAS FP8 with one scale a matrix "
+        f"{limits.fp8_flops / 1e12:.0f} TFLOP/s.",
         "Medians, L2 flushed before every call. Floor: the fewest bytes, or the operations, at the ceiling's rate.",
         "",
         "| op | shape | who | ms | rate | of ceiling |",

@@ -38,14 +38,19 @@ _BACKENDS = dict.fromkeys(FAMILIES, ("reference", "triton")) | {
     "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
     "attention": ("reference", "triton", "torch", "ext"),
 }
-_ON_GPU = dict.fromkeys(FAMILIES, "triton") | {"gemm": "torch", "attention": "torch"}
+# The fastest first, as measured (benchmarks/results/kernels.md); the first that can run is taken.
+_ON_GPU = dict.fromkeys(FAMILIES, ("triton",)) | {
+    "gemm": ("cuda", "torch"),
+    "grouped_gemm": ("cuda", "triton"),
+    "attention": ("torch",),
+}
 _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
 
 
 def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is
-    not named is "auto": the reference on CPUs, Triton on GPUs (gemm and attention: torch's). Raises BackendUnavailable
-    where a name cannot be had; nothing takes its place."""
+    not named is "auto": the reference on CPUs, Triton on GPUs (products: our CUDA kernel where it can be compiled;
+    attention: torch's). Raises BackendUnavailable where a name cannot be had; nothing takes its place."""
     names = {family: asked.get(family, AUTO) for family in FAMILIES}
     for family, name in names.items():
         reason = problem(device_type, family, name)
@@ -54,10 +59,14 @@ def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     on_gpu = device_type == "cuda"
     return Kernels(
         **{
-            family: (_ON_GPU[family] if on_gpu else "reference") if name == AUTO else name
+            family: (_first(_ON_GPU[family]) if on_gpu else "reference") if name == AUTO else name
             for family, name in names.items()
         }
     )
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return next((name for name in names if why_not(name) is None), names[-1])
 
 
 def problem(device_type: str, family: str, name: str) -> str | None:

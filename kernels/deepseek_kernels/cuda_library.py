@@ -3,13 +3,12 @@
 import ctypes
 import hashlib
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.registry import BackendUnavailable, find_nvcc
 
 SOURCES = Path(__file__).parent / "csrc"
 OPTIONS = (
@@ -31,9 +30,12 @@ def cuda_function(source: str, name: str) -> Callable[..., int]:
 
 
 def library(source: str, folder: Path | None = None) -> Path:
-    """The shared library of ``csrc/{source}.cu``, compiled if it is not there yet. ``folder``: where libraries are kept,
+    """The shared library of ``csrc/{source}.cu``, compiled if it is not there yet. ``folder``: where libraries are
+    kept,
     by default the user's cache."""
-    nvcc = find_nvcc(source)
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BackendUnavailable(f"{source}.cu has to be compiled and there is no nvcc on the PATH")
     inputs = [SOURCES / f"{source}.cu", *sorted(SOURCES.glob("*.cuh"))]
     made_of = hashlib.sha256(b"".join(path.read_bytes() for path in inputs) + " ".join(OPTIONS).encode())
     folder = folder or Path.home() / ".cache" / "deepseek_kernels"
@@ -48,11 +50,3 @@ def library(source: str, folder: Path | None = None) -> Path:
             raise BackendUnavailable(f"nvcc does not compile {source}.cu:\n{done.stdout}{done.stderr}")
         draft.rename(target)
     return target
-
-
-def find_nvcc(source: str) -> str:
-    """CUDA's compiler. Raises BackendUnavailable where there is none."""
-    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        raise BackendUnavailable(f"{source}.cu has to be compiled and there is no nvcc on the PATH")
-    return nvcc

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -53,6 +54,11 @@ def _implementation(package: str, name: str, backend: str, backends: tuple[str, 
     return getattr(importlib.import_module(f"{package}.{module}"), name)
 
 
+def find_nvcc() -> str | None:
+    """CUDA's compiler, on the PATH or where CUDA puts it."""
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors (set before triton is first imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -72,4 +78,8 @@ def why_not(backend: str) -> str | None:
         case "cuda":
             if not torch.cuda.is_available():
                 return "there is no GPU"
+            if torch.cuda.get_device_capability()[0] != 9:
+                return "its kernels are for Hopper, the GPU is another"
+            if find_nvcc() is None:
+                return "its kernels have to be compiled and there is no nvcc on the PATH"
     return None

@@ -32,14 +32,21 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_the_reference_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
     assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == REFERENCE
     found = choose("cuda", {})
-    assert (found.gemm, found.attention) == ("torch", "torch")
-    assert {getattr(found, family) for family in set(FAMILIES) - {"gemm", "attention"}} == {"triton"}
+    assert (found.gemm, found.grouped_gemm, found.attention) == ("cuda", "cuda", "torch")
+    others = set(FAMILIES) - {"gemm", "grouped_gemm", "attention"}
+    assert {getattr(found, family) for family in others} == {"triton"}
+
+
+def test_auto_takes_the_next_where_the_first_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "why_not", lambda backend: "no nvcc" if backend == "cuda" else None)
+    found = choose("cuda", {})
+    assert (found.gemm, found.grouped_gemm) == ("torch", "triton")
 
 
 def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
     found = choose("cuda", {"gemm": "torch", "quant": "reference"})
     assert (found.gemm, found.quant, found.norm) == ("torch", "reference", "triton")
-    assert str(found) == "triton, but quant reference, gemm torch, attention torch"
+    assert str(found) == "triton, but quant reference, gemm torch, grouped_gemm cuda, attention torch"
     assert str(REFERENCE) == "reference"
 
 

@@ -131,6 +131,22 @@ def test_gain_gradient_is_autograds(backend: str) -> None:
     assert error(into, expected) <= ADDING
 
 
+@pytest.mark.parametrize("backend", backends("triton"))
+def test_strided_operands_are_read_as_they_are(backend: str) -> None:
+    x, gain = operands(4, 130, torch.float32)
+    wide_x, wide_gain = torch.stack([x, x], -1)[..., 0], torch.stack([gain, gain], -1)[..., 0]
+    y, scale = rms_norm(x, gain, EPS, backend=backend)
+    found = rms_norm(wide_x, wide_gain, EPS, backend=backend)
+    assert same_bits(found[0], y)
+    assert same_bits(found[1], scale)
+    dx = rms_norm_backward(wide_x, wide_x, scale, wide_gain, backend=backend)
+    assert same_bits(dx, rms_norm_backward(x, x, scale, gain, backend=backend))
+    sums = [torch.zeros(130, device=DEVICE) for _ in range(2)]
+    rms_norm_gain_gradient(x, x, scale, sums[0], backend=backend)
+    rms_norm_gain_gradient(wide_x, wide_x, scale, sums[1], backend=backend)
+    assert same_bits(*sums)
+
+
 def test_fakes_are_shaped_as_the_real() -> None:
     x, gain = operands(5, 200, torch.bfloat16)
     real = [*rms_norm(x, gain, EPS, backend="reference")]

@@ -172,6 +172,17 @@ def test_what_is_no_number_stays_none_and_out_of_the_padding(f: int, backend: st
     assert gradient[4].isfinite().all()
 
 
+@pytest.mark.parametrize("backend", backends("triton"))
+def test_strided_operands_are_read_as_they_are(backend: str) -> None:
+    gate_up, weight = operands(6, 128, torch.float32, True)
+    dy = randn(6, 128)
+    strided = [torch.stack([one, one], -1)[..., 0] for one in (dy, gate_up, weight)]
+    assert not any(one.is_contiguous() for one in strided)
+    expected = everything(dy, gate_up, gate_up, weight, backend)
+    found = everything(strided[0], strided[1], strided[1], strided[2], backend)
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("quantised", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_fakes_are_shaped_as_the_real(weighted: bool, quantised: bool) -> None:

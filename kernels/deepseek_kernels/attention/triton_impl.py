@@ -83,6 +83,9 @@ def _view(x_BTHW: Tensor, rows: int) -> TensorDescriptor:
 def _tiles(q: Tensor) -> Tiles:
     if q.dtype not in TILES:
         raise ValueError(f"the Triton kernels take bfloat16 or float32, not {q.dtype}")
+    b, t, h, _ = q.shape
+    if b * h >= 2**16 or b * h * t >= 2**31:
+        raise ValueError(f"{b} x {h} heads of {t} positions are too many: the kernels count them in 32 bits")
     return TILES[q.dtype]
 
 

@@ -16,7 +16,17 @@ from deepseek_kernels.gate.cuda_sources import LIMITS, compile_source
 from deepseek_kernels.gate.machine_code import compiled, faults
 from deepseek_kernels.registry import interpreting
 
-FAMILIES = ("attention", "gemm", "loss", "moe", "norm", "optim", "quant", "rope", "swiglu",)
+FAMILIES = (
+    "attention",
+    "gemm",
+    "loss",
+    "moe",
+    "norm",
+    "optim",
+    "quant",
+    "rope",
+    "swiglu",
+)
 
 
 def main(families: list[str]) -> int:
@@ -44,10 +54,12 @@ def main(families: list[str]) -> int:
         for source, limits in LIMITS.items():
             compiled_source = compile_source(source)
             failed += bool(compiled_source.complaints)
-            counts = ", ".join(f"{n} {compiled_source.counts.get(n, 0)}/{least}" for n, least in limits.needs.items())
+            counts = ", ".join(
+                f"{n} {compiled_source.counts.get(n, 0)}/{least}" for n, least in limits.needs.items()
+            )
             print(
-                f"{'FAIL' if compiled_source.complaints else 'ok':4} csrc/{source}.cu by nvcc {compiled_source.registers} / "
-                f"{limits.registers}  {counts}  {'; '.join(compiled_source.complaints)}",
+                f"{'FAIL' if compiled_source.complaints else 'ok':4} csrc/{source}.cu by nvcc "
+                f"{compiled_source.registers} / {limits.registers}  {counts}  {'; '.join(compiled_source.complaints)}",
                 flush=True,
             )
     print(f"{failed} over their limits" if failed else "all within their limits")

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import triton
 
-from deepseek_kernels.cuda_library import OPTIONS, SOURCES, find_nvcc
+from deepseek_kernels.cuda_library import OPTIONS, SOURCES
 from deepseek_kernels.gate.case import Limits
+from deepseek_kernels.registry import find_nvcc
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 # By source: limits of each of its kernels. Registers are those at launch; the multiplying warps take 232 (setmaxnreg).
 LIMITS = {
     "block_scaled_gemm": Limits(
-        168, needs={"QGMMA.64x128x32": 48, "UTMALDG.2D.MULTICAST": 4, "USETMAXREG": 8, "STG.E.128": 8, "UBLKRED": 1}
+        168,
+        needs={
+            "QGMMA.64x128x32": 48,
+            "UTMALDG.2D.MULTICAST": 4,
+            "USETMAXREG": 8,
+            "STG.E.128": 8,
+            "UBLKRED": 1,
+        },
     )
 }
 
@@ -29,11 +37,25 @@ class Compiled:
 
 
 def compile_source(source: str) -> Compiled:
-    """Compiles ``csrc/{source}.cu`` into a temporary folder. Raises BackendUnavailable without nvcc."""
-    limits, nvcc = LIMITS[source], find_nvcc(source)
+    """Compiles ``csrc/{source}.cu`` into a temporary folder."""
+    limits, nvcc = LIMITS[source], find_nvcc()
+    if nvcc is None:
+        return Compiled(
+            0, ["there is no nvcc on the PATH: apt-get install nvidia-cuda-toolkit, or CUDA's own"], {}
+        )
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "library.so"
-        command = [nvcc, *OPTIONS, "-Xptxas", "-v", "-Werror", "all-warnings", "-o", target, SOURCES / f"{source}.cu"]
+        command = [
+            nvcc,
+            *OPTIONS,
+            "-Xptxas",
+            "-v",
+            "-Werror",
+            "all-warnings",
+            "-o",
+            target,
+            SOURCES / f"{source}.cu",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = done.stdout + done.stderr
         if done.returncode:

@@ -36,7 +36,8 @@ def _run(
     experts = len(b) if b.ndim == 3 else 1 if starts is None else len(starts) - 1
     # Named, for they must outlive the call.
     a_scales, b_scales = _aligned(a_scales), _aligned(b_scales) if rows_b else b_scales
-    blocks = sms or torch.cuda.get_device_properties(a.device).multi_processor_count
+    # At least one cluster of two.
+    blocks = max(sms, 2) if sms else torch.cuda.get_device_properties(a.device).multi_processor_count
     code = cuda_function("block_scaled_gemm", "deepseek_block_scaled_gemm")(
         a.data_ptr(),
         a_scales.data_ptr(),

@@ -45,7 +45,7 @@ def norm_kernel(
     if QUANTISE:
         wide = tl.where(inside, y.to(tl.float32), 0.0)  # 0 * NaN must not get into the padding
         tile_scale = scale_of(tl.max(tl.abs(wide), axis=1), POW2)
-        values = (wide * inverse_of(tile_scale)[:, None]).to(tl.float8e4nv)
+        values = (wide * inverse_of(tile_scale, POW2)[:, None]).to(tl.float8e4nv)
         at = tl.max_contiguous(value_ptr + m * KP + k, [1, VECTOR])
         tl.store(at, values, mask=k < KP)
         tl.store(tile_scale_ptr + g.to(tl.int64) * M + m, tile_scale, mask=g * 128 < KP)
@@ -85,7 +85,7 @@ def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, R: tl.constexpr, PART:
 def _run(
     x_MD: Tensor, gain_D: Tensor, eps: float, quantised: tuple[Tensor, Tensor] | None, pow2: bool
 ) -> tuple[Tensor, Tensor]:
-    x_MD = x_MD.contiguous()
+    x_MD, gain_D = x_MD.contiguous(), gain_D.contiguous()
     (m, d), tiles = x_MD.shape, tiles_of(x_MD)
     y_MD, scale_M = torch.empty_like(x_MD), x_MD.new_empty(m, dtype=torch.float32)
     values, scales = quantised or (None, None)
@@ -116,7 +116,7 @@ def rms_norm_quantise(
 
 
 def rms_norm_backward(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, gain_D: Tensor) -> Tensor:
-    dy_MD, x_MD = dy_MD.contiguous(), x_MD.contiguous()
+    dy_MD, x_MD, scale_M, gain_D = (one.contiguous() for one in (dy_MD, x_MD, scale_M, gain_D))
     dx_MD, tiles = torch.empty_like(x_MD), tiles_of(x_MD)
     if x_MD.numel():
         backward_kernel[(len(x_MD),)](
@@ -126,7 +126,7 @@ def rms_norm_backward(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, gain_D: Tens
 
 
 def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D: Tensor) -> None:
-    dy_MD, x_MD = dy_MD.contiguous(), x_MD.contiguous()
+    dy_MD, x_MD, scale_M = dy_MD.contiguous(), x_MD.contiguous(), scale_M.contiguous()
     m, d = x_MD.shape
     part_PD = x_MD.new_empty(triton.cdiv(m, PART), d, dtype=torch.float32)
     if part_PD.numel():

@@ -13,6 +13,10 @@ CHANNELS, COLUMNS_LAUNCH = 64, {"num_warps": 8, "num_stages": 1, "enable_fp_fusi
 SQUARE_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
 
 
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 def _tiles(like: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
     values = like.new_empty(rows, padded(width), dtype=E4M3)
     return values, like.new_empty(padded(width) // TILE, rows, dtype=torch.float32)
@@ -28,7 +32,7 @@ def _summed(parts: Tensor | None, weight: Tensor | None, like: Tensor) -> Tensor
 
 
 def swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
-    gate_up = gate_up.contiguous()
+    gate_up, weight = gate_up.contiguous(), _dense(weight)
     m, f = gate_up.shape[0], gate_up.shape[1] // 2
     y_MF = gate_up.new_empty(m, f)
     if y_MF.numel():
@@ -40,7 +44,7 @@ def swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
 def swiglu_quantise(
     gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor]:
-    gate_up = gate_up.contiguous()
+    gate_up, scales, weight = gate_up.contiguous(), _dense(scales), _dense(weight)
     (m, stride), f = gate_up.shape, width // 2
     values, y_scales = _tiles(gate_up, m, f)
     if values.numel():
@@ -55,7 +59,7 @@ def swiglu_quantise(
 def swiglu_quantise_columns(
     gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor]:
-    gate_up = gate_up.contiguous()
+    gate_up, scales, weight = gate_up.contiguous(), _dense(scales), _dense(weight)
     (m, stride), f = gate_up.shape, width // 2
     values, y_scales = _tiles(gate_up, f, m)
     if values.numel():
@@ -70,7 +74,7 @@ def swiglu_quantise_columns(
 def swiglu_backward(
     dy: Tensor, gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    dy, gate_up = dy.contiguous(), gate_up.contiguous()
+    dy, gate_up, scales, weight = dy.contiguous(), gate_up.contiguous(), _dense(scales), _dense(weight)
     (m, stride), f = gate_up.shape, width // 2
     d_gate_up, parts = dy.new_empty(m, width), _parts(weight, dy, f)
     if d_gate_up.numel():
@@ -84,7 +88,7 @@ def swiglu_backward(
 def swiglu_backward_quantise(
     dy: Tensor, gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dy, gate_up = dy.contiguous(), gate_up.contiguous()
+    dy, gate_up, scales, weight = dy.contiguous(), gate_up.contiguous(), _dense(scales), _dense(weight)
     (m, stride), f = gate_up.shape, width // 2
     if f % TILE:  # tiles across the middle of d_gate_up: two steps by way of FP32
         d_gate_up, d_weight = swiglu_backward(dy.float(), gate_up, scales, width, weight)
