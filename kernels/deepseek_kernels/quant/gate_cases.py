@@ -54,24 +54,30 @@ def _row_cases() -> list[Case]:
     return cases
 
 
+def _tile(tile: tuple[int, int]) -> dict[str, Any]:
+    return {"C": tile[0], "TALL": tile[1]}
+
+
 def _column_cases() -> list[Case]:
     cases = []
-    tile = 128 * columns.CHANNELS
+    tile = 128 * 128
     for pow2 in (False, True):
-        constants = {"POW2": pow2, "C": columns.CHANNELS}
         for x in ("bf16", "fp32"):
             kind, loaded = f"{x} {'pow2' if pow2 else 'plain'}", tile * _SIZE[x]
             kernel, launch = columns.columns_kernel, columns.COLUMNS_LAUNCH
+            constants = _tile(columns.COLUMNS) | {"POW2": pow2}
             types = f"{x} fp8e4nv fp32"
             cases.append(_case(f"columns {kind}", kernel, types, constants, launch, 128, loaded, tile))
             kernel, launch = columns.both_kernel, columns.BOTH_LAUNCH
+            constants = _tile(columns.BOTH) | {"POW2": pow2, "VECTOR": 16 // _SIZE[x]}
             types = f"{x} fp8e4nv fp32 fp8e4nv fp32"
             cases.append(_case(f"both {kind}", kernel, types, constants, launch, 128, loaded, 2 * tile))
         kind, types = "pow2" if pow2 else "plain", "fp8e4nv fp32 fp8e4nv fp32"
         kernel, launch = columns.requantise_kernel, columns.REQUANTISE_LAUNCH
+        constants = _tile(columns.REQUANTISE) | {"POW2": pow2}
         most = 168 if pow2 else 208
         cases.append(_case(f"requantise {kind}", kernel, types, constants, launch, most, tile, tile))
-    kernel, launch, constants = columns.transpose_kernel, columns.TRANSPOSE_LAUNCH, {"C": columns.CHANNELS}
+    kernel, launch, constants = columns.transpose_kernel, columns.TRANSPOSE_LAUNCH, _tile(columns.TRANSPOSE)
     cases.append(_case("transpose", kernel, "u8 u8", constants, launch, 64, tile, tile))
     return cases
 

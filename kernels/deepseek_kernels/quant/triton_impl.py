@@ -53,7 +53,7 @@ def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
     values, scales = _new_rows(x_MK, k, m)
     if values.numel():
         mp = values.shape[1]
-        grid = (mp // TILE * triton.cdiv(k, columns.CHANNELS),)
+        grid = (mp // TILE * triton.cdiv(k, columns.COLUMNS[0]),)
         columns.columns_kernel[grid](
             x_MK,
             values,
@@ -63,7 +63,7 @@ def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
             x_MK.stride(0),
             mp,
             pow2,
-            columns.CHANNELS,
+            *columns.COLUMNS,
             **columns.COLUMNS_LAUNCH,
         )
     return values, scales
@@ -91,7 +91,8 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
             kp,
             mp,
             pow2,
-            columns.CHANNELS,
+            *columns.BOTH,
+            16 // x_MK.element_size(),
             **columns.BOTH_LAUNCH,
         )
     return values, scales, values_t, scales_t
@@ -103,7 +104,7 @@ def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -
     values_t, scales_t = _new_rows(values, width, m)
     if values_t.numel():
         mp = values_t.shape[1]
-        columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.CHANNELS),)](
+        columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.REQUANTISE[0]),)](
             values,
             scales,
             values_t,
@@ -113,7 +114,7 @@ def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -
             kp,
             mp,
             pow2,
-            columns.CHANNELS,
+            *columns.REQUANTISE,
             **columns.REQUANTISE_LAUNCH,
         )
     return values_t, scales_t
@@ -135,13 +136,14 @@ def transpose_values(values: Tensor) -> Tensor:
     n, k = values.shape[-2:]
     turned = values.new_empty(*values.shape[:-2], k, n)
     if values.numel():
-        grid = (values.numel() // (TILE * columns.CHANNELS),)
+        grid = (values.numel() // (TILE * columns.TRANSPOSE[0]),)
         columns.transpose_kernel[grid](
             values.view(torch.uint8),
             turned.view(torch.uint8),
+            values.numel() // (TILE * k),
             n,
             k,
-            columns.CHANNELS,
+            *columns.TRANSPOSE,
             **columns.TRANSPOSE_LAUNCH,
         )
     return turned

@@ -35,8 +35,9 @@ CASES = (
     _case("forward", "bf16", kernels.forward_kernel, {"y_ptr": "*bf16"}, "M F S", _R,
           launches.ROWS_LAUNCH, Limits(64, 0, _WIDE)),
     *(
-        _case("rows", x, kernels.rows_kernel, _TILES, "M F S FP", _R | {"WHOLE": True, "POW2": True},
-              launches.ROWS_LAUNCH, Limits(64, 4096, {"LDG.E.128": loads, "STG.E.128": 1}))
+        _case("rows", x, kernels.rows_kernel, _TILES, "M F S FP",
+              {"R": launches.QUANTISE_ROWS, "WHOLE": True, "POW2": True},
+              launches.QUANTISE_LAUNCH, Limits(64, 4096, {"LDG.E.128": loads, "STG.E.128": 1}))
         for x, loads in (("bf16", 4), ("e4m3", 2))
     ),
     *(
@@ -51,8 +52,8 @@ CASES = (
         for x, loads in (("bf16", 6), ("e4m3", 4))
     ),
     *(
-        _case("backward and quantise", x, kernels.backward_quantise_kernel, _SQUARE, "M F S MP", {"POW2": False},
-              launches.SQUARE_LAUNCH, Limits(255, 16384, {"LDG.E.128": loads, "STG.E.128": 16}))
-        for x, loads in (("bf16", 24), ("e4m3", 16))
+        _case("backward and quantise", x, kernels.backward_quantise_kernel, _SQUARE, "M F S MP",
+              {"POW2": True, "VECTOR": vector, "SPLIT": launches.SPLIT}, launches.SQUARE_LAUNCH, Limits(255, 16384, {"LDG.E.128": loads, "STG.E.128": 16}))
+        for x, vector, loads in (("bf16", 8, 40), ("e4m3", 16, 28))
     ),
 )  # fmt: skip
