@@ -12,10 +12,16 @@ import triton.language as tl
 from deepseek_kernels.quant.row_kernels import store_rows, store_values
 
 # Of each kernel: channels of a program, tiles of tokens that go before the next channels (see ``place``), launch.
-COLUMNS, COLUMNS_LAUNCH = (128, 1), {"num_warps": 8, "num_stages": 1}
+COLUMNS, COLUMNS_LAUNCH = (64, 1), {"num_warps": 4, "num_stages": 1}
 BOTH, BOTH_LAUNCH = (128, 1), {"num_warps": 8, "num_stages": 1}
-REQUANTISE, REQUANTISE_LAUNCH = (128, 1), {"num_warps": 8, "num_stages": 1}
+BOTH_REGISTERS: int | None = 80  # of BF16 to powers of two, which needs no more: three blocks fit, not two
+REQUANTISE, REQUANTISE_LAUNCH = (64, 1), {"num_warps": 4, "num_stages": 1}
 TRANSPOSE, TRANSPOSE_LAUNCH = (128, 1), {"num_warps": 4, "num_stages": 1}
+
+
+def both_launch(itemsize: int, pow2: bool) -> dict[str, int]:
+    few = BOTH_REGISTERS is not None and itemsize == 2 and pow2
+    return BOTH_LAUNCH | ({"maxnreg": BOTH_REGISTERS} if few else {})
 
 
 @triton.jit
@@ -71,7 +77,9 @@ def store_four(s0, s1, s2, s3, ptr, tile, g, M):
 
 
 @triton.jit
-def columns_kernel(x_ptr, value_ptr, scale_ptr, M, K, S, MP, POW2: tl.constexpr, C: tl.constexpr, TALL: tl.constexpr):
+def columns_kernel(
+    x_ptr, value_ptr, scale_ptr, M, K, S, MP, POW2: tl.constexpr, C: tl.constexpr, TALL: tl.constexpr
+):
     tile, g = place(tl.cdiv(K, C), MP // 128, TALL)
     start = g * C
     channel = start + tl.arange(0, C)

@@ -93,7 +93,7 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
             pow2,
             *columns.BOTH,
             16 // x_MK.element_size(),
-            **columns.BOTH_LAUNCH,
+            **columns.both_launch(x_MK.element_size(), pow2),
         )
     return values, scales, values_t, scales_t
 
@@ -166,9 +166,9 @@ def pack_e5m6(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     words = x_MK.new_empty(m, tiles * e5m6.WORDS, dtype=torch.int32)
     scales = x_MK.new_empty(tiles, m, dtype=torch.float32)
     if words.numel():
-        grid = (triton.cdiv(m, e5m6.ROWS) * tiles,)
+        grid = (triton.cdiv(m, e5m6.PACK_ROWS) * tiles,)
         e5m6.pack_kernel[grid](
-            x_MK, words, scales, m, k, x_MK.stride(0), tiles, e5m6.ROWS, **e5m6.PACK_LAUNCH
+            x_MK, words, scales, m, k, x_MK.stride(0), tiles, e5m6.PACK_ROWS, **e5m6.PACK_LAUNCH
         )
     return words, scales
 
@@ -178,6 +178,6 @@ def unpack_e5m6(words: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -
     m, tiles = len(words), len(scales)
     y_MK = words.new_empty(m, width, dtype=dtype)
     if y_MK.numel():
-        grid = (triton.cdiv(m, e5m6.ROWS) * tiles,)
-        e5m6.unpack_kernel[grid](words, scales, y_MK, m, width, tiles, e5m6.ROWS, **e5m6.UNPACK_LAUNCH)
+        grid = (triton.cdiv(m, e5m6.UNPACK_ROWS) * tiles,)
+        e5m6.unpack_kernel[grid](words, scales, y_MK, m, width, tiles, e5m6.UNPACK_ROWS, **e5m6.UNPACK_LAUNCH)
     return y_MK

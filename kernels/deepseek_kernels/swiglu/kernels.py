@@ -165,19 +165,50 @@ def backward_quantise_kernel(
     tile, g = p // across, p % across
     if SPLIT:
         if half == 0:
-            x0, up_side, t0 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S)
-            x1, up_side, t1 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S)
-            x2, up_side, t2 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S)
-            x3, up_side, t3 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S)
+            x0, up_side, t0 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S
+            )
+            x1, up_side, t1 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S
+            )
+            x2, up_side, t2 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S
+            )
+            x3, up_side, t3 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S
+            )
             if weight_ptr is not None:
                 store_four(t0, t1, t2, t3, part_ptr, tile, g, M)
         else:
-            gate_side, x0, unused = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S)
-            gate_side, x1, unused = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S)
-            gate_side, x2, unused = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S)
-            gate_side, x3, unused = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S)
-        store_both(x0, x1, x2, x3, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr,
-                   tile, half * across + g, M, MP, 2 * F, POW2, VECTOR)
+            gate_side, x0, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S
+            )
+            gate_side, x1, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S
+            )
+            gate_side, x2, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S
+            )
+            gate_side, x3, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S
+            )
+        store_both(
+            x0,
+            x1,
+            x2,
+            x3,
+            value_ptr,
+            row_scale_ptr,
+            turned_ptr,
+            column_scale_ptr,
+            tile,
+            half * across + g,
+            M,
+            MP,
+            2 * F,
+            POW2,
+            VECTOR,
+        )
     else:
         a0, b0, t0 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S)
         a1, b1, t1 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S)
@@ -185,7 +216,37 @@ def backward_quantise_kernel(
         a3, b3, t3 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S)
         if weight_ptr is not None:
             store_four(t0, t1, t2, t3, part_ptr, tile, g, M)
-        store_both(a0, a1, a2, a3, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr,
-                   tile, g, M, MP, 2 * F, POW2, VECTOR)
-        store_both(b0, b1, b2, b3, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr,
-                   tile, across + g, M, MP, 2 * F, POW2, VECTOR)
+        store_both(
+            a0,
+            a1,
+            a2,
+            a3,
+            value_ptr,
+            row_scale_ptr,
+            turned_ptr,
+            column_scale_ptr,
+            tile,
+            g,
+            M,
+            MP,
+            2 * F,
+            POW2,
+            VECTOR,
+        )
+        store_both(
+            b0,
+            b1,
+            b2,
+            b3,
+            value_ptr,
+            row_scale_ptr,
+            turned_ptr,
+            column_scale_ptr,
+            tile,
+            across + g,
+            M,
+            MP,
+            2 * F,
+            POW2,
+            VECTOR,
+        )
