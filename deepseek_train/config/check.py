@@ -177,6 +177,10 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
     yield from _positive("checkpoint", ("keep",), run.checkpoint)
     counts = ("gpus_per_node", "timeout_seconds", "rendezvous_seconds", "threads_per_rank")
     yield from _positive("cluster", counts, run.cluster)
+    peak = run.cluster.peak_tflops
+    if peak is not None and not 0.0 < peak < math.inf:
+        what = f"{peak} is not the TFLOP/s of a GPU"
+        yield Problem("cluster.peak_tflops", what, "An H100 has 989; leave it null for what is known.")
     if "block" in run.train.recompute and set(run.train.recompute) != {"block"}:
         yield Problem(
             "train.recompute",

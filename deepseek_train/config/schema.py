@@ -248,6 +248,8 @@ class ClusterConfig:
     timeout_seconds: int = 600  # of every collective
     rendezvous_seconds: int = 120  # until all ranks have met
     threads_per_rank: int = 1  # CPU threads of one rank when the device is cpu
+    # BF16 TFLOP/s of one GPU without sparsity, for MFU. None: known for H100, H200 and H800 (SXM), else no MFU is told.
+    peak_tflops: float | None = None
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,11 @@ class _GroupedLinear(Function):
 
 def accumulate(main_grad: Tensor, dy: Tensor, x: Tensor) -> None:
     """main_grad += dy^T x in the accumulator's precision; dy [rows, out], x [rows, in]."""
-    half = x.dtype is torch.bfloat16 and main_grad.dtype is torch.float32
-    if fused_accumulate is not None and main_grad.is_cuda and half:
+    on_tensor_cores = main_grad.is_cuda and x.dtype is torch.bfloat16 and main_grad.dtype is torch.float32
+    if on_tensor_cores and fused_accumulate is not None:
         fused_accumulate(x.contiguous(), dy.contiguous(), main_grad)
+    elif on_tensor_cores:  # FP32 operands would take the slow units
+        main_grad.add_(torch.mm(dy.t(), x, out_dtype=main_grad.dtype))
     else:
         main_grad.addmm_(dy.to(main_grad.dtype).t(), x.to(main_grad.dtype))
 

@@ -88,6 +88,10 @@ def _cells(
         ("lr", 8, f"{metrics.lr:.2e}"),
         ("tok/s", 6, numbers.count(metrics.tokens_per_second)),
     ]
+    if metrics.tflops is not None:
+        cells.append(("TFLOP/s", 7, f"{metrics.tflops:.3g}"))  # of one rank
+    if metrics.mfu is not None:
+        cells.append(("MFU", 5, numbers.percent(metrics.mfu)))
     if metrics.expert_load:  # of the worst layer / of the mean layer
         violation = f"{metrics.worst_max_violation():.2f}/{metrics.mean_max_violation():.2f}"
         cells.append(("maxvio", 9, violation))

@@ -27,6 +27,10 @@ class StepMetrics:
         None  # sent by all ranks; None: experts on one rank, uneven nodes, DeepEP
     )
     timeline: Timeline | None = None  # only on steps that were traced
+    tflops: float | None = (
+        None  # per second and rank, by the causal count of ``spec.work``; None in older files
+    )
+    mfu: float | None = None  # share of the GPU's BF16 peak; None where no peak is known
 
     def max_violations(self) -> dict[int, float]:
         """MaxVio of each MoE layer: its busiest expert's tokens / the mean of its experts - 1, over the global batch

@@ -83,7 +83,13 @@ def _headline(facts: ReportFacts) -> list[str]:
     if steps:
         tokens = steps[-1].tokens
         share = percent(tokens / facts.total_tokens) if tokens < facts.total_tokens else "all"
-        speed = statistics.median(step.tokens_per_second for step in steps)
+        speed = f"{count(statistics.median(step.tokens_per_second for step in steps))} tokens/s (median step)"
+        tflops = [step.tflops for step in steps if step.tflops is not None]
+        if tflops:
+            speed += f", {statistics.median(tflops):.3g} TFLOP/s a rank (causal count)"
+        mfus = [step.mfu for step in steps if step.mfu is not None]
+        if mfus:
+            speed += f", MFU {percent(statistics.median(mfus))}"
         memory = max(step.memory_bytes for step in steps)
         losses = [step.loss for step in steps[-20:] if math.isfinite(step.loss)]
         rows += [
@@ -91,7 +97,7 @@ def _headline(facts: ReportFacts) -> list[str]:
                 "trained on",
                 f"{count(tokens)} tokens in {steps[-1].step} steps ({share} of what was asked for)",
             ),
-            ("speed", f"{count(speed)} tokens/s (median step)"),
+            ("speed", speed),
             ("peak memory", f"{data_size(memory)} on the fullest rank"),
         ]
         if losses:

@@ -38,6 +38,8 @@ class WandbSink:
             "max_violation/mean": metrics.mean_max_violation(),
             "speed/step_seconds": metrics.step_seconds,
             "speed/tokens_per_second": metrics.tokens_per_second,
+            "speed/tflops": metrics.tflops,
+            "speed/mfu": metrics.mfu,
             "speed/memory_bytes": metrics.memory_bytes,
             **_traffic(metrics.expert_traffic),
             **{f"max_violation/layer_{layer:02}": v for layer, v in metrics.max_violations().items()},

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
+from torch.optim.adamw import adamw as torchs_adamw
+
+from deepseek_kernels.optim import adamw
 
 
 class AdamW(Optimizer):
-    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights."""
+    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights, so
+    with BF16 moments it is that of ``deepseek_kernels``, by ``backend``."""
 
     def __init__(
         self,
@@ -22,24 +25,44 @@ class AdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         moments: torch.dtype = torch.float32,
+        backend: str = "reference",
     ) -> None:
-        self._moments = moments
+        self._moments, self._backend = moments, backend
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update. Learning rates are read from ``param_groups``."""
         assert closure is None
-        update = _fused if self._moments is torch.float32 else _narrow
+        update = _fused if self._moments is torch.float32 else self._narrow
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     update(weight, weight.grad, self._state_of(weight), group)
 
+    def _narrow(self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        state["step"] += 1
+        (beta1, beta2), step = group["betas"], int(state["step"])
+        adamw(
+            weight,
+            grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            group["lr"],
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            step,
+            backend=self._backend,
+        )
+
     def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            # torch's kernel reads it on its device; ours is told, so the device is never waited for
+            where = weight.device if self._moments is torch.float32 else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=where)
             state["exp_avg"] = torch.zeros_like(weight, dtype=self._moments)
             state["exp_avg_sq"] = torch.zeros_like(weight, dtype=self._moments)
         return state
@@ -53,7 +76,7 @@ class AdamW(Optimizer):
 
 def _fused(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
-    adamw(
+    torchs_adamw(
         [weight],
         [grad],
         [state["exp_avg"]],
@@ -69,16 +92,3 @@ def _fused(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[s
         eps=group["eps"],
         maximize=False,
     )
-
-
-def _narrow(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """Moments are widened, updated and rounded back."""
-    state["step"] += 1
-    (beta1, beta2), lr, step = group["betas"], group["lr"], int(state["step"])
-    weight.mul_(1.0 - lr * group["weight_decay"])
-    m = state["exp_avg"].to(weight.dtype, copy=True).lerp_(grad, 1.0 - beta1)
-    v = state["exp_avg_sq"].to(weight.dtype, copy=True).mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
-    state["exp_avg"].copy_(m)
-    state["exp_avg_sq"].copy_(v)
-    denominator = v.sqrt_().div_((1.0 - beta2**step) ** 0.5).add_(group["eps"])
-    weight.addcdiv_(m, denominator, value=-lr / (1.0 - beta1**step))

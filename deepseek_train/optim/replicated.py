@@ -19,6 +19,7 @@ class Replicated:
         world: dist.ProcessGroup | None,
         config: OptimConfig,
         moments: torch.dtype,
+        backend: str = "reference",
     ) -> None:
         self._groups, self._world, self._clip = groups, world, config.clip_norm
         self._weights = {name: weight for group in groups for name, weight in group.weights.items()}
@@ -33,6 +34,7 @@ class Replicated:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             moments=moments,
+            backend=backend,
         )
 
     def reduce(self) -> None:
@@ -59,11 +61,12 @@ class Replicated:
 
     def _squared_norm(self) -> torch.Tensor:
         """Over all weights of the job: each replica counts its share of a sum that all of them hold."""
-        total = torch.zeros(())
+        shares = []
         for group in self._groups:
             copies = 1 if group.replicas is None else dist.get_world_size(group.replicas)
             for weight in group.weights.values():
-                total = total + weight.main_grad.square().sum().cpu() / copies
+                shares.append(torch.linalg.vector_norm(weight.main_grad).square() / copies)
+        total = torch.stack(shares).sum().cpu()  # the device is waited for once
         if self._world is not None:
             dist.all_reduce(total, group=self._world)
         return total

@@ -67,7 +67,12 @@ class Zero1:
     """A ``DistributedOptimizer`` whose state is sharded over each group's replicas. Every group needs ``replicas``."""
 
     def __init__(
-        self, groups: list[WeightGroup], world: dist.ProcessGroup, config: OptimConfig, moments: torch.dtype
+        self,
+        groups: list[WeightGroup],
+        world: dist.ProcessGroup,
+        config: OptimConfig,
+        moments: torch.dtype,
+        backend: str = "reference",
     ) -> None:
         self._groups = groups
         self._base = AdamW(
@@ -75,6 +80,7 @@ class Zero1:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             moments=moments,
+            backend=backend,
         )
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory reports
             self._inner = _HookFree(self._base, groups, world, config.clip_norm)

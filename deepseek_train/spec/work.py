@@ -75,6 +75,12 @@ def model(m: ModelConfig, sequence_length: int) -> Work:
     return sum(layers, embedding(m) + head(m))
 
 
+def training(m: ModelConfig, sequence_length: int) -> Work:
+    """Main model and MTP modules: what a token of training costs, and what TFLOP/s and MFU count."""
+    modules = (mtp(m, sequence_length) for _ in range(m.mtp_depth))
+    return sum(modules, model(m, sequence_length))
+
+
 def _causal(m: ModelConfig, sequence_length: int) -> Work:
     """Scores and weighted values: 2 H (Q + V) operations for each of (T + 1) / 2 positions."""
     sizes = m.qk_nope_head_dim + m.qk_rope_head_dim + m.v_head_dim

@@ -31,8 +31,10 @@ from deepseek_train.pipeline.executor import Executor, PreparedSchedule
 from deepseek_train.pipeline.values import Boundary
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.forward_only import forward_only
+from deepseek_train.spec import work
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.stages import StageSpec, stage_weights
+from deepseek_train.spec.throughput import Throughput, known_peak
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
 from deepseek_train.train.expert_plan import ExpertPlan, plan_experts
@@ -73,6 +75,7 @@ class Job:
     counts_traffic: bool  # whether what is sent to experts is known by class of link
     kernels: Kernels
     fp8: Fp8 | None
+    throughput: Throughput
 
     @property
     def layout(self) -> ParallelLayout:
@@ -126,7 +129,9 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     )
     weights = tuple(_owned(config.model, stages, mesh))
     world = dist.distributed_c10d._get_default_group()
-    optimizer = Zero1(_groups(config, weights), world, config.optim, DTYPES[config.precision.moments])
+    optimizer = Zero1(
+        _groups(config, weights), world, config.optim, DTYPES[config.precision.moments], kernels.optim
+    )
     return Job(
         config=config,
         place=place,
@@ -143,7 +148,16 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         counts_traffic=experts.dispatcher != "deep_ep" and experts.ranks_per_node is not None,
         kernels=kernels,
         fp8=fp8,
+        throughput=_throughput(config, place.device),
     )
+
+
+def _throughput(config: RunConfig, device: torch.device) -> Throughput:
+    peak = config.cluster.peak_tflops
+    if peak is None and device.type == "cuda":
+        peak = known_peak(torch.cuda.get_device_name(device))
+    flops = work.training(config.model, config.data.sequence_length).total
+    return Throughput(flops, peak if device.type == "cuda" else None)
 
 
 def _dispatcher(

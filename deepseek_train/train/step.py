@@ -6,8 +6,10 @@ Legend: L MoE layers, E experts.
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepseek_train.config.curve import value_at
@@ -45,7 +47,7 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     def batch_of(microbatch: int) -> MicroBatch:
         start, size = progress.cursor.consumed_sequences, config.train.microbatch_size
         numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
-        return MicroBatch(torch.from_numpy(job.train_source.sequences(numbers)).to(job.place.device))
+        return on_device(job.train_source.sequences(numbers), job.place.device)
 
     schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
     trace = None
@@ -59,13 +61,15 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     job.weights_changed()
     totals = _total(job, ran)
     if not outcome.skipped:
-        speed = value_at(config.optim.balance_speed, progress.tokens)
+        gamma = value_at(config.optim.balance_speed, progress.tokens)
         for layer, bias in job.router_biases():
-            update_bias(bias, totals.load_LE[_row(job, layer)], speed, config.optim.balance_rule)
+            update_bias(bias, totals.load_LE[_row(job, layer)], gamma, config.optim.balance_rule)
 
     timeline = _gather_timeline(job, trace) if trace is not None else None
     seconds = time.perf_counter() - started
     after = progress.after(sequences, tokens, seconds)
+    speed = tokens / seconds
+    tflops = job.throughput.tflops(speed, layout.world)
     metrics = StepMetrics(
         step=after.step,
         tokens=after.tokens,
@@ -76,12 +80,14 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         lr=lr,
         batch_size=sequences,
         step_seconds=seconds,
-        tokens_per_second=tokens / seconds,
+        tokens_per_second=speed,
         expert_load={_layer(job, row): tuple(load_E) for row, load_E in enumerate(totals.load_LE.tolist())},
         memory_bytes=totals.memory_bytes,
         skipped=outcome.skipped,
         expert_traffic=totals.traffic if layout.ep > 1 and job.counts_traffic else None,
         timeline=timeline,
+        tflops=tflops,
+        mfu=job.throughput.mfu(tflops),
     )
     return after, metrics
 
@@ -93,7 +99,7 @@ def evaluate(job: Job, progress: Progress) -> EvalMetrics:
 
     def batch_of(microbatch: int) -> MicroBatch:
         numbers = sequence_numbers(0, microbatch, layout, job.mesh.dp_rank, config.train.microbatch_size)
-        return MicroBatch(torch.from_numpy(job.validation_source.sequences(numbers)).to(job.place.device))
+        return on_device(job.validation_source.sequences(numbers), job.place.device)
 
     totals = _total(job, job.executor.run(job.evaluation, batch_of, None))
     count = job.placement.num_microbatches * layout.dp
@@ -104,6 +110,12 @@ def evaluate(job: Job, progress: Progress) -> EvalMetrics:
         mtp_loss=totals.mtp / count if config.model.mtp_depth else None,
         num_tokens=count * config.train.microbatch_size * config.data.sequence_length,
     )
+
+
+def on_device(sequences: NDArray[np.int64], device: torch.device) -> MicroBatch:
+    """A micro-batch where it is computed. From pinned memory the copy waits its turn on the GPU, and nothing for it."""
+    tokens = torch.from_numpy(sequences)
+    return MicroBatch(tokens.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tokens)
 
 
 @dataclass(frozen=True)

@@ -163,3 +163,20 @@ def test_pace_averages_and_ends_at_zero() -> None:
     assert pace.update(100, 10.0) == 90.0
     assert pace.update(200, 10.0 / 3) == 160.0  # (0.1 + 0.3) / 2 seconds per token
     assert pace.update(1000, 10.0) == 0.0
+
+
+def test_operations_per_second_and_their_share_of_the_peak() -> None:
+    def last(**changes: float | None) -> tuple[list[str], list[str]]:
+        stream = io.StringIO()
+        ConsoleSink(30, 10**6, stream=stream).step(replace(STEP, step=12, **changes))
+        header, line = stream.getvalue().splitlines()
+        assert len(header) == len(line)
+        return header.split(), line.split()
+
+    header, line = last(tflops=402.24, mfu=0.4066)
+    assert header[header.index("tok/s") + 1 :][:2] == ["TFLOP/s", "MFU"]
+    assert line[line.index("12.3k") + 1 :][:2] == ["402", "40.7%"]
+    header, line = last(tflops=0.01234)
+    assert "MFU" not in header
+    assert "0.0123" in line
+    assert "TFLOP/s" not in last()[0]

@@ -78,6 +78,13 @@ def test_headline_figures(tmp_path: Path) -> None:
         assert expected in text, expected
 
 
+def test_speed_counts_operations_where_it_can(tmp_path: Path) -> None:
+    steps = tuple(replace(s, tflops=400.0 + s.step % 3, mfu=0.41) for s in FACTS.history.steps)
+    text = write_report(tmp_path, replace(FACTS, history=replace(FACTS.history, steps=steps))).read_text()
+    assert "tokens/s (median step), 401 TFLOP/s a rank (causal count), MFU 41.0% |" in text
+    assert "TFLOP/s" not in write_report(tmp_path, FACTS).read_text()
+
+
 def test_a_sample_with_backticks_stays_inside_its_fence(tmp_path: Path) -> None:
     text = write_report(tmp_path, FACTS).read_text()
     assert "````text\n\n```\n    return a + b\n\n````" in text

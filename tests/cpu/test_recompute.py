@@ -139,7 +139,7 @@ class Rows:
         lambda rows: Rows(
             reduce(
                 rows.x,
-                Arrivals(2, torch.tensor([1, 0, 1]), torch.tensor([]), ()),
+                Arrivals(2, torch.tensor([1, 0, 1]), torch.tensor([]), (), 1),
             )
         ),
     ],

@@ -77,6 +77,7 @@ def across_mirrors(**changes: Any) -> dict[str, Any]:
         ({"cluster__rendezvous_seconds": 0}, "cluster.rendezvous_seconds", "at least 1"),
         ({"cluster__threads_per_rank": 0}, "cluster.threads_per_rank", "at least 1"),
         ({"cluster__gpus_per_node": 0}, "cluster.gpus_per_node", "at least 1"),
+        ({"cluster__peak_tflops": 0.0}, "cluster.peak_tflops", "not the TFLOP/s of a GPU"),
         ({"train__total_tokens": 0}, "train.total_tokens", "at least 1"),
         ({"train__eval_every": -1}, "train.eval_every", "negative"),
         ({"checkpoint__every": -5}, "checkpoint.every", "negative"),

@@ -6,10 +6,12 @@ Legend: R received rows, K experts per token, A assignments (by expert, then sou
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from deepseek_kernels import moe
 from deepseek_train.parallel.expert.journey import Sum, summed
 from deepseek_train.parallel.expert.plan import Arrivals
 
@@ -23,44 +25,60 @@ class Dispatched:
     arrivals: Arrivals
 
 
-def expand(dispatched: Dispatched) -> tuple[Tensor, Tensor]:
-    """One row per assignment, grouped by local expert: x_AD and its routing weights [A]."""
+def expand(dispatched: Dispatched, backend: str = "reference") -> tuple[Tensor, Tensor]:
+    """One row per assignment, grouped by local expert: x_AD and its routing weights [A]. ``backend``: of
+    ``deepseek_kernels.moe``; all but Triton's are index operations of torch here, which know FP64."""
     arrivals = dispatched.arrivals
-    x_AD = _Copy.apply(dispatched.x_RD, arrivals.assignment_to_row_A)
+    x_AD = _Copy.apply(dispatched.x_RD, arrivals, backend)
     return x_AD, dispatched.weights_RK.flatten().index_select(0, arrivals.assignment_to_slot_A)
 
 
-def reduce(y_AD: Tensor, arrivals: Arrivals) -> Tensor:
+def reduce(y_AD: Tensor, arrivals: Arrivals, backend: str = "reference") -> Tensor:
     """Sums the assignments of each received row: y_RD, the reverse of ``expand``."""
-    return _Sum.apply(y_AD, arrivals.assignment_to_row_A, arrivals.num_rows)
+    return _Sum.apply(y_AD, arrivals, backend)
 
 
 class _Copy(Function):
     """The transpose of ``_Sum``: gradients of a row's copies are added in FP32, rounded once."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, copies_to_rows: Tensor) -> Tensor:
-        ctx.save_for_backward(copies_to_rows)
-        ctx.num_rows = len(rows)
-        return rows.index_select(0, copies_to_rows)
+    def forward(ctx: Any, x_RD: Tensor, arrivals: Arrivals, backend: str) -> Tensor:
+        ctx.arrivals, ctx.backend = arrivals, backend
+        return _copies(x_RD, arrivals, backend)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        (copies_to_rows,) = ctx.saved_tensors
-        return summed(dy, (Sum(copies_to_rows, ctx.num_rows),)), None
+    def backward(ctx: Any, dy_AD: Tensor) -> tuple[Tensor, None, None]:
+        return _sums(dy_AD, ctx.arrivals, ctx.backend), None, None
 
 
 class _Sum(Function):
-    """Saves the map alone. (``index_add`` itself would keep its rows, for their shape.)"""
+    """Keeps the maps alone. (``index_add`` itself would keep its rows, for their shape.)"""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, rows_to_sums: Tensor, num_sums: int) -> Tensor:
-        ctx.save_for_backward(rows_to_sums)
-        return summed(rows, (Sum(rows_to_sums, num_sums),))
+    def forward(ctx: Any, y_AD: Tensor, arrivals: Arrivals, backend: str) -> Tensor:
+        ctx.arrivals, ctx.backend = arrivals, backend
+        return _sums(y_AD, arrivals, backend)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        (rows_to_sums,) = ctx.saved_tensors
-        return dy.index_select(0, rows_to_sums), None, None
+    def backward(ctx: Any, dy_RD: Tensor) -> tuple[Tensor, None, None]:
+        return _copies(dy_RD, ctx.arrivals, ctx.backend), None, None
+
+
+def _copies(x_RD: Tensor, arrivals: Arrivals, backend: str) -> Tensor:
+    rows_A = arrivals.assignment_to_row_A
+    if backend == "triton":
+        return moe.expand(x_RD.contiguous(), rows_A.int(), backend=backend)
+    return x_RD.index_select(0, rows_A)
+
+
+def _sums(y_AD: Tensor, arrivals: Arrivals, backend: str) -> Tensor:
+    rows_A, slots_A = arrivals.assignment_to_row_A, arrivals.assignment_to_slot_A
+    if backend != "triton":
+        return summed(y_AD, (Sum(rows_A, arrivals.num_rows),))
+    none = torch.full((arrivals.num_rows * arrivals.top_k,), -1, dtype=torch.int32, device=rows_A.device)
+    assignment_RK = none.scatter_(
+        0, slots_A, torch.arange(len(slots_A), dtype=torch.int32, device=none.device)
+    )
+    return moe.reduce(y_AD.contiguous(), assignment_RK.view(-1, arrivals.top_k), backend=backend)
