@@ -23,6 +23,10 @@ def _check(q: Tensor, v: Tensor, document_starts: Tensor | None) -> None:
             f"cuDNN's attention takes bfloat16 heads of a multiple of 8 up to 256, not {q.dtype} of {widths}. "
             f"Use triton or reference"
         )
+    if q.is_cuda and q.shape[1] == 1:
+        raise BackendUnavailable(
+            "cuDNN's attention takes no sequence of a single token. Use triton or reference"
+        )
 
 
 def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -63,7 +63,7 @@ _GATES = (
         {"G": 8, "C": 32, "KEPT": 4, "K": 8, "G_P": 8, "C_P": 32, "K_P": 8, "R": triton_gate.TOKENS},
         triton_gate.LAUNCH,
         ("score_ptr", "bias_ptr", "id_ptr", "weight_ptr", "N"),
-        Limits(registers=168, shared=2048, needs={"LDG.E.128": 8}),
+        Limits(registers=64, shared=0, needs={"LDG.E.128": 4}),
     ),
     Case(
         "gate backward",
@@ -76,7 +76,7 @@ _GATES = (
             "N": "i32",
             "routed_scale": "fp32",
         },
-        {"E": 256, "K": 8, "E_P": 256, "R": triton_gate.TOKENS},
+        {"E": 256, "K": 8, "E_P": 256, "R": triton_gate.BACKWARD_TOKENS},
         triton_gate.LAUNCH,
         ("d_weight_ptr", "score_ptr", "id_ptr", "d_score_ptr", "N"),
         Limits(registers=168, shared=0, needs={"STG.E.128": 8}),

@@ -1,4 +1,4 @@
-"""The router's choice as Triton kernels: a warp has a few tokens and all their experts in registers.
+"""The router's choice as Triton kernels: a warp has a token, or a few, and all experts in registers.
 
 Legend: see ``moe``; G groups, C experts of a group. ``_P``: padded to a power of two.
 """
@@ -13,7 +13,8 @@ from deepseek_kernels.moe.reference import SMALLEST_SUM as _SMALLEST_SUM
 SMALLEST_SUM = tl.constexpr(_SMALLEST_SUM)
 NEVER = tl.constexpr(-(2**63))  # below every rank
 # Without fusion products are rounded before they are added, as the reference does.
-TOKENS, LAUNCH = 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+# A warp waits for every step of a token's choice: many warps of one token each hide that. Its gradient has no steps.
+TOKENS, BACKWARD_TOKENS, LAUNCH = 1, 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -165,7 +166,7 @@ def gate_backward(d_weights_NK: Tensor, scores_NE: Tensor, ids_NK: Tensor, route
     count, experts = scores_NE.shape
     d_scores_NE = torch.empty_like(scores_NE)
     if count:
-        gate_backward_kernel[(triton.cdiv(count, TOKENS),)](
+        gate_backward_kernel[(triton.cdiv(count, BACKWARD_TOKENS),)](
             d_weights_NK.contiguous(),
             scores_NE,
             ids_NK.contiguous(),
@@ -175,7 +176,7 @@ def gate_backward(d_weights_NK: Tensor, scores_NE: Tensor, ids_NK: Tensor, route
             experts,
             ids_NK.shape[1],
             triton.next_power_of_2(experts),
-            TOKENS,
+            BACKWARD_TOKENS,
             **LAUNCH,
         )
     return d_scores_NE

@@ -72,8 +72,9 @@ def rms_norm(x_MD: Tensor, gain_D: Tensor, eps: float, *, backend: str) -> tuple
 def rms_norm_quantise(
     x_MD: Tensor, gain_D: Tensor, eps: float, *, pow2: bool, backend: str
 ) -> tuple[Tensor, Tensor, Rows]:
-    """``rms_norm``, and ``quant.quantise_rows`` of its y (as rounded to the dtype of ``x``): y, scales and tiles, bit
-    for bit what the two give one after the other."""
+    """``rms_norm``, and ``quant.quantise_rows`` of the y it returns (as rounded to the dtype of ``x``), bit for bit: y,
+    scales and tiles. Between this y and that of ``rms_norm`` alone may lie a rounding: a compiler may add up a row's
+    squares in another order."""
     y_MD, scale_M, values, scales = _rms_norm_quantise(x_MD, gain_D, eps, pow2, backend=backend)
     return y_MD, scale_M, Rows(values, scales, x_MD.shape[1])
 

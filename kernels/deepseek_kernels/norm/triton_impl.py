@@ -8,13 +8,14 @@ from torch import Tensor
 from deepseek_kernels.formats import E4M3, TILE, padded
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
-SUM_ROWS, PART = 32, 256  # rows of one step, and of a program, of the gain's gradient
-SUM_LAUNCH = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": False}
+PART = 64  # rows of a program of the gain's gradient: enough programs for several waves, each of one flight of loads
+SUM_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
+ADD_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 
 def row_launch(tiles: int) -> dict[str, int]:
     """32 elements a thread, whose FP32 values fit into registers. Products are rounded before they are added, as in the
-    reference, and alike in every kernel that is compiled from one source."""
+    reference."""
     return {"num_warps": min(max(tiles // 8, 1), 8), "num_stages": 1, "enable_fp_fusion": False}
 
 
@@ -29,7 +30,7 @@ def norm_kernel(
     G: tl.constexpr, VECTOR: tl.constexpr, QUANTISE: tl.constexpr, POW2: tl.constexpr,
 ):  # fmt: skip
     """VECTOR: see ``vector_of``. Stores of E4M3 are held to it: wider ones would have Triton lay the whole row out
-    otherwise, add it up in another order, and normalise it by another last bit than without QUANTISE."""
+    otherwise, through shared memory."""
     m = tl.program_id(0).to(tl.int64)
     g = tl.arange(0, G)
     k = g[:, None] * 128 + tl.arange(0, 128)[None, :]
@@ -66,20 +67,30 @@ def backward_kernel(dy_ptr, x_ptr, scale_ptr, gain_ptr, dx_ptr, D, G: tl.constex
 
 
 @triton.jit
-def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, R: tl.constexpr, PART: tl.constexpr):
+def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, PART: tl.constexpr):
     """The sum over PART rows, for 128 channels."""
     p = tl.program_id(1).to(tl.int64)
     k = (tl.program_id(0) * 128 + tl.arange(0, 128))[None, :]
-    total = tl.zeros((R, 128), tl.float32)
-    for first in range(0, PART, R):
-        m = p * PART + first + tl.arange(0, R)
-        inside = (m < M)[:, None] & (k < D)
-        at = m[:, None] * D + k
-        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + at, mask=inside, other=0.0)
-        scale = tl.load(scale_ptr + m, mask=m < M, other=0.0)[:, None]
-        total += dy * (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
-    tl.store(part_ptr + p * D + k, tl.sum(total, axis=0)[None, :], mask=k < D)
+    m = p * PART + tl.arange(0, PART)
+    inside = (m < M)[:, None] & (k < D)
+    at = m[:, None] * D + k
+    dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + m, mask=m < M, other=0.0)[:, None]
+    terms = dy * (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
+    tl.store(part_ptr + p * D + k, tl.sum(terms, axis=0)[None, :], mask=k < D)
+
+
+@triton.jit
+def add_kernel(part_ptr, into_ptr, P, D):
+    """Adds up P parts of 32 channels."""
+    k = (tl.program_id(0) * 32 + tl.arange(0, 32))[None, :]
+    total = tl.zeros((64, 32), tl.float32)
+    for first in range(0, P, 64):
+        p = first + tl.arange(0, 64)[:, None]
+        total += tl.load(part_ptr + p.to(tl.int64) * D + k, mask=(p < P) & (k < D), other=0.0)
+    before = tl.load(into_ptr + k, mask=k < D, other=0.0)
+    tl.store(into_ptr + k, before + tl.sum(total, axis=0)[None, :], mask=k < D)
 
 
 def _run(
@@ -130,6 +141,10 @@ def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D:
     m, d = x_MD.shape
     part_PD = x_MD.new_empty(triton.cdiv(m, PART), d, dtype=torch.float32)
     if part_PD.numel():
-        grid = (triton.cdiv(d, 128), len(part_PD))
-        gain_kernel[grid](dy_MD, x_MD, scale_M, part_PD, m, d, SUM_ROWS, PART, **SUM_LAUNCH)
-        into_D += part_PD.sum(0)
+        gain_kernel[(triton.cdiv(d, 128), len(part_PD))](
+            dy_MD, x_MD, scale_M, part_PD, m, d, PART, **SUM_LAUNCH
+        )
+        sum_D = into_D.contiguous()
+        add_kernel[(triton.cdiv(d, 32),)](part_PD, sum_D, len(part_PD), d, **ADD_LAUNCH)
+        if sum_D is not into_D:
+            into_D.copy_(sum_D)

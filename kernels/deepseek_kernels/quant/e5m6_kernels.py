@@ -1,8 +1,8 @@
 """Triton kernels for E5M6, 12 bits a value.
 
-Eight values are three words. Stored as they come, three words a thread, every store would touch each sector of memory
-again; so the words of four groups are laid side by side first and go as three vectors of 16 bytes. Loads have a cache
-for that and do without. Legend: see ``formats``; S elements from row to row.
+Eight values are three words. Moved as they come, three words a thread, every access would touch each sector of memory
+again; so the words of four groups lie side by side and go as three vectors of 16 bytes. Legend: see ``formats``; S
+elements from row to row.
 """
 
 import triton
@@ -12,10 +12,9 @@ from deepseek_kernels.formats import LARGEST_E5M6 as _LARGEST_E5M6
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
 LARGEST_E5M6 = tl.constexpr(_LARGEST_E5M6)
-ROWS = 32
 WORDS = 48  # of a tile: 128 values of 12 bits
-PACK_LAUNCH = {"num_warps": 4, "num_stages": 1}
-UNPACK_LAUNCH = {"num_warps": 4, "num_stages": 1}
+PACK_ROWS, PACK_LAUNCH = 32, {"num_warps": 4, "num_stages": 1}
+UNPACK_ROWS, UNPACK_LAUNCH = 32, {"num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
@@ -40,10 +39,10 @@ def _eighths(x, R: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _quarters(w, R: tl.constexpr):
-    """[R, 16] -> four of [R, 4]: every fourth word from the first, the second, ..."""
-    even, odd = tl.split(tl.reshape(w, (R, 8, 2)))
-    a, c = tl.split(tl.reshape(even, (R, 4, 2)))
-    b, d = tl.split(tl.reshape(odd, (R, 4, 2)))
+    """[R, 16] or [R, 4, 4] -> four of [R, 4]: every fourth word from the first, the second, ..."""
+    even, odd = tl.split(tl.reshape(w, (R, 4, 2, 2)))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
     return a, b, c, d
 
 
@@ -98,25 +97,42 @@ def _value(code):
 
 
 @triton.jit
+def _vector(word_ptr, i, row, tile, tiles, inside, R: tl.constexpr):
+    """The i-th of the three vectors of each four groups, as four words: [R, 4] each."""
+    four = tl.arange(0, 4)
+    at = (
+        row[:, None, None] * (tiles * 48) + tile * 48 + four[None, :, None] * 12 + i * 4 + four[None, None, :]
+    )
+    return _quarters(
+        tl.load(word_ptr + at, mask=inside[:, None, None], other=0).to(tl.uint32, bitcast=True), R
+    )
+
+
+@triton.jit
+def _sixteen(a, b, c, d, R: tl.constexpr):
+    """Undoes ``_quarters``: [R, 16]."""
+    return tl.reshape(_four(a, b, c, d), (R, 16))
+
+
+@triton.jit
 def unpack_kernel(word_ptr, scale_ptr, y_ptr, M, K, tiles, R: tl.constexpr):
     first = tl.program_id(0) // tiles * R
     tile = tl.program_id(0) % tiles
     row = tl.arange(0, R)
     k = tile * 128 + tl.arange(0, 128)
-    inside = (first + row < M)[:, None]
+    inside = first + row < M
     word_ptr += first.to(tl.int64) * (tiles * 48)
-    at = word_ptr + row[:, None] * (tiles * 48) + (tile * 48 + tl.arange(0, 16) * 3)[None, :]
-    p = tl.load(at, mask=inside, other=0).to(tl.uint32)
-    q = tl.load(at + 1, mask=inside, other=0).to(tl.uint32)
-    r = tl.load(at + 2, mask=inside, other=0).to(tl.uint32)
+    p0, q0, r0, p1 = _vector(word_ptr, 0, row, tile, tiles, inside, R)
+    q1, r1, p2, q2 = _vector(word_ptr, 1, row, tile, tiles, inside, R)
+    r2, p3, q3, r3 = _vector(word_ptr, 2, row, tile, tiles, inside, R)
+    p, q, r = _sixteen(p0, p1, p2, p3, R), _sixteen(q0, q1, q2, q3, R), _sixteen(r0, r1, r2, r3, R)
     ae = tl.join(p, q >> 16)
     cg = tl.join(p >> 24 | q << 8, r >> 8)
     bf = tl.join(p >> 12, q >> 28 | r << 4)
     dh = tl.join(q >> 4, r >> 20)
     even, odd = tl.reshape(tl.join(ae, cg), (R, 64)), tl.reshape(tl.join(bf, dh), (R, 64))
-    scale = tl.load(scale_ptr + tile.to(tl.int64) * M + first + row, mask=first + row < M, other=0.0)
+    scale = tl.load(scale_ptr + tile.to(tl.int64) * M + first + row, mask=inside, other=0.0)
     y = _value(tl.reshape(tl.join(even, odd), (R, 128))) * scale[:, None]
     y_ptr += first.to(tl.int64) * K
-    tl.store(
-        y_ptr + row[:, None] * K + k[None, :], y.to(y_ptr.dtype.element_ty), mask=inside & (k < K)[None, :]
-    )
+    y = y.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row[:, None] * K + k[None, :], y, mask=inside[:, None] & (k < K)[None, :])

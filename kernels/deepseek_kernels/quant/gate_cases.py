@@ -1,4 +1,4 @@
-"""Limits of the quantisation kernels: registers that leave a multiprocessor 16 warps (8 of a requantising plain one),
+"""Limits of the quantisation kernels: registers that leave a multiprocessor 16 warps,
 tiles that move 16 bytes at a time."""
 
 from typing import Any
@@ -54,38 +54,51 @@ def _row_cases() -> list[Case]:
     return cases
 
 
+def _tile(tile: tuple[int, int]) -> dict[str, Any]:
+    return {"C": tile[0], "TALL": tile[1]}
+
+
 def _column_cases() -> list[Case]:
     cases = []
-    tile = 128 * columns.CHANNELS
     for pow2 in (False, True):
-        constants = {"POW2": pow2, "C": columns.CHANNELS}
         for x in ("bf16", "fp32"):
-            kind, loaded = f"{x} {'pow2' if pow2 else 'plain'}", tile * _SIZE[x]
-            kernel, launch = columns.columns_kernel, columns.COLUMNS_LAUNCH
+            kind = f"{x} {'pow2' if pow2 else 'plain'}"
+            kernel, launch, moved = columns.columns_kernel, columns.COLUMNS_LAUNCH, 128 * columns.COLUMNS[0]
+            constants = _tile(columns.COLUMNS) | {"POW2": pow2}
             types = f"{x} fp8e4nv fp32"
-            cases.append(_case(f"columns {kind}", kernel, types, constants, launch, 128, loaded, tile))
-            kernel, launch = columns.both_kernel, columns.BOTH_LAUNCH
-            types = f"{x} fp8e4nv fp32 fp8e4nv fp32"
-            cases.append(_case(f"both {kind}", kernel, types, constants, launch, 128, loaded, 2 * tile))
+            cases.append(
+                _case(f"columns {kind}", kernel, types, constants, launch, 128, moved * _SIZE[x], moved)
+            )
+            kernel, launch, moved = columns.both_kernel, columns.both_launch(_SIZE[x], pow2), 128 * 128
+            constants = _tile(columns.BOTH) | {"POW2": pow2, "VECTOR": 16 // _SIZE[x]}
+            types = (
+                f"{x} fp8e4nv fp32 fp8e4nv fp32"  # rows are stored as they were loaded, in narrower pieces
+            )
+            cases.append(
+                _case(f"both {kind}", kernel, types, constants, launch, 128, moved * _SIZE[x], moved)
+            )
         kind, types = "pow2" if pow2 else "plain", "fp8e4nv fp32 fp8e4nv fp32"
-        kernel, launch = columns.requantise_kernel, columns.REQUANTISE_LAUNCH
-        most = 168 if pow2 else 208
-        cases.append(_case(f"requantise {kind}", kernel, types, constants, launch, most, tile, tile))
-    kernel, launch, constants = columns.transpose_kernel, columns.TRANSPOSE_LAUNCH, {"C": columns.CHANNELS}
-    cases.append(_case("transpose", kernel, "u8 u8", constants, launch, 64, tile, tile))
+        kernel, launch, moved = (
+            columns.requantise_kernel,
+            columns.REQUANTISE_LAUNCH,
+            128 * columns.REQUANTISE[0],
+        )
+        constants = _tile(columns.REQUANTISE) | {"POW2": pow2}
+        cases.append(_case(f"requantise {kind}", kernel, types, constants, launch, 128, moved, moved))
+    kernel, launch, moved = columns.transpose_kernel, columns.TRANSPOSE_LAUNCH, 128 * columns.TRANSPOSE[0]
+    cases.append(_case("transpose", kernel, "u8 u8", _tile(columns.TRANSPOSE), launch, 64, moved, moved))
     return cases
 
 
 def _e5m6_cases() -> list[Case]:
     cases = []
-    words = e5m6.ROWS * e5m6.WORDS * 4
     for x in ("bf16", "fp32"):
-        size = e5m6.ROWS * 128 * _SIZE[x]
-        constants = {"R": e5m6.ROWS}
+        size = 128 * _SIZE[x]
         kernel, launch, types = e5m6.pack_kernel, e5m6.PACK_LAUNCH, f"{x} i32 fp32"
-        cases.append(_case(f"pack {x}", kernel, types, constants, launch, 72, size, words))
-        kernel, launch, types = e5m6.unpack_kernel, e5m6.UNPACK_LAUNCH, f"i32 fp32 {x}"
-        cases.append(_case(f"unpack {x}", kernel, types, constants, launch, 64, 0, size))
+        r, words = e5m6.PACK_ROWS, e5m6.WORDS * 4
+        cases.append(_case(f"pack {x}", kernel, types, {"R": r}, launch, 72, r * size, r * words))
+        kernel, launch, types, r = e5m6.unpack_kernel, e5m6.UNPACK_LAUNCH, f"i32 fp32 {x}", e5m6.UNPACK_ROWS
+        cases.append(_case(f"unpack {x}", kernel, types, {"R": r}, launch, 64, r * words, r * size))
     return cases
 
 

@@ -15,28 +15,27 @@ BLOCKS_LAUNCH = {"num_warps": 8, "num_stages": 1}
 
 
 @triton.jit
-def store_rows(
-    x,
-    value_ptr,
-    scale_ptr,
-    first,
-    STEP: tl.constexpr,
-    J: tl.constexpr,
-    g,
-    M,
-    KP,
-    POW2: tl.constexpr,
-    R: tl.constexpr,
-):
-    """Quantises [R, 128], rows first + STEP i + J of M and the tile g of each."""
+def store_values(
+    x, value_ptr, first, STEP: tl.constexpr, J: tl.constexpr, g, M, KP, POW2: tl.constexpr, R: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Quantises [R, 128], rows first + STEP i + J of M and the tile g of each. -> scales [R], still to be stored.
+    VECTOR: values a thread stores at once, at most."""
     row = STEP * tl.arange(0, R) + J
-    inside = first + row < M
     scale = scale_of(tl.max(tl.abs(x), axis=1), POW2)
     values = (x * inverse_of(scale, POW2)[:, None]).to(tl.float8e4nv)
     value_ptr += first.to(tl.int64) * KP + g * 128
     at = row.to(tl.int64)[:, None] * KP + tl.arange(0, 128)[None, :]
-    tl.store(value_ptr + at, values, mask=inside[:, None])
-    tl.store(scale_ptr + g.to(tl.int64) * M + first + row, scale, mask=inside)
+    tl.store(tl.max_contiguous(value_ptr + at, [1, VECTOR]), values, mask=(first + row < M)[:, None])
+    return scale
+
+
+@triton.jit
+def store_rows(x, value_ptr, scale_ptr, first, g, M, KP, POW2: tl.constexpr, R: tl.constexpr):
+    """Quantises [R, 128], rows from ``first`` of M and the tile g of each."""
+    scale = store_values(x, value_ptr, first, 1, 0, g, M, KP, POW2, R, 16)
+    row = first + tl.arange(0, R)
+    tl.store(scale_ptr + g.to(tl.int64) * M + row, scale, mask=row < M)
 
 
 @triton.jit
@@ -49,7 +48,7 @@ def rows_kernel(x_ptr, value_ptr, scale_ptr, M, K, S, KP, POW2: tl.constexpr, R:
     inside = (first + row < M)[:, None] & (k < K)[None, :]
     x_ptr += first.to(tl.int64) * S
     x = tl.load(x_ptr + row[:, None] * S + k[None, :], mask=inside, other=0.0).to(tl.float32)
-    store_rows(x, value_ptr, scale_ptr, first, 1, 0, g, M, KP, POW2, R)
+    store_rows(x, value_ptr, scale_ptr, first, g, M, KP, POW2, R)
 
 
 @triton.jit

@@ -53,7 +53,7 @@ def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
     values, scales = _new_rows(x_MK, k, m)
     if values.numel():
         mp = values.shape[1]
-        grid = (mp // TILE * triton.cdiv(k, columns.CHANNELS),)
+        grid = (mp // TILE * triton.cdiv(k, columns.COLUMNS[0]),)
         columns.columns_kernel[grid](
             x_MK,
             values,
@@ -63,7 +63,7 @@ def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
             x_MK.stride(0),
             mp,
             pow2,
-            columns.CHANNELS,
+            *columns.COLUMNS,
             **columns.COLUMNS_LAUNCH,
         )
     return values, scales
@@ -91,8 +91,9 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
             kp,
             mp,
             pow2,
-            columns.CHANNELS,
-            **columns.BOTH_LAUNCH,
+            *columns.BOTH,
+            16 // x_MK.element_size(),
+            **columns.both_launch(x_MK.element_size(), pow2),
         )
     return values, scales, values_t, scales_t
 
@@ -103,7 +104,7 @@ def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -
     values_t, scales_t = _new_rows(values, width, m)
     if values_t.numel():
         mp = values_t.shape[1]
-        columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.CHANNELS),)](
+        columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.REQUANTISE[0]),)](
             values,
             scales,
             values_t,
@@ -113,7 +114,7 @@ def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -
             kp,
             mp,
             pow2,
-            columns.CHANNELS,
+            *columns.REQUANTISE,
             **columns.REQUANTISE_LAUNCH,
         )
     return values_t, scales_t
@@ -135,13 +136,14 @@ def transpose_values(values: Tensor) -> Tensor:
     n, k = values.shape[-2:]
     turned = values.new_empty(*values.shape[:-2], k, n)
     if values.numel():
-        grid = (values.numel() // (TILE * columns.CHANNELS),)
+        grid = (values.numel() // (TILE * columns.TRANSPOSE[0]),)
         columns.transpose_kernel[grid](
             values.view(torch.uint8),
             turned.view(torch.uint8),
+            values.numel() // (TILE * k),
             n,
             k,
-            columns.CHANNELS,
+            *columns.TRANSPOSE,
             **columns.TRANSPOSE_LAUNCH,
         )
     return turned
@@ -164,9 +166,9 @@ def pack_e5m6(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     words = x_MK.new_empty(m, tiles * e5m6.WORDS, dtype=torch.int32)
     scales = x_MK.new_empty(tiles, m, dtype=torch.float32)
     if words.numel():
-        grid = (triton.cdiv(m, e5m6.ROWS) * tiles,)
+        grid = (triton.cdiv(m, e5m6.PACK_ROWS) * tiles,)
         e5m6.pack_kernel[grid](
-            x_MK, words, scales, m, k, x_MK.stride(0), tiles, e5m6.ROWS, **e5m6.PACK_LAUNCH
+            x_MK, words, scales, m, k, x_MK.stride(0), tiles, e5m6.PACK_ROWS, **e5m6.PACK_LAUNCH
         )
     return words, scales
 
@@ -176,6 +178,6 @@ def unpack_e5m6(words: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -
     m, tiles = len(words), len(scales)
     y_MK = words.new_empty(m, width, dtype=dtype)
     if y_MK.numel():
-        grid = (triton.cdiv(m, e5m6.ROWS) * tiles,)
-        e5m6.unpack_kernel[grid](words, scales, y_MK, m, width, tiles, e5m6.ROWS, **e5m6.UNPACK_LAUNCH)
+        grid = (triton.cdiv(m, e5m6.UNPACK_ROWS) * tiles,)
+        e5m6.unpack_kernel[grid](words, scales, y_MK, m, width, tiles, e5m6.UNPACK_ROWS, **e5m6.UNPACK_LAUNCH)
     return y_MK

@@ -30,20 +30,22 @@ def _case(
 
 
 _R = {"R": launches.ROWS}
+_BYTES = ("STS.U8", "LDS.U8")  # what is turned goes through shared memory in words
 _WIDE = {"LDG.E.128": 4, "STG.E.128": 2}
 CASES = (
     _case("forward", "bf16", kernels.forward_kernel, {"y_ptr": "*bf16"}, "M F S", _R,
           launches.ROWS_LAUNCH, Limits(64, 0, _WIDE)),
     *(
-        _case("rows", x, kernels.rows_kernel, _TILES, "M F S FP", _R | {"WHOLE": True, "POW2": True},
-              launches.ROWS_LAUNCH, Limits(64, 4096, {"LDG.E.128": loads, "STG.E.128": 1}))
-        for x, loads in (("bf16", 4), ("e4m3", 2))
+        _case("rows", x, kernels.rows_kernel, _TILES, "M F S FP",
+              {"R": launches.QUANTISE_ROWS, "WHOLE": True, "POW2": True},
+              launches.QUANTISE_LAUNCH, Limits(64, 4096, {"LDG.E.128": loads, "STG.E.128": 2}))
+        for x, loads in (("bf16", 8), ("e4m3", 4))
     ),
     *(
         _case("columns", x, kernels.columns_kernel, _TILES, "M F S MP",
               {"C": launches.CHANNELS, "WHOLE": True, "POW2": False},
-              launches.COLUMNS_LAUNCH, Limits(104, 16384, {"LDG.E.128": loads, "STG.E.128": 2}))
-        for x, loads in (("bf16", 8), ("e4m3", 4))
+              launches.COLUMNS_LAUNCH, Limits(128, 16384, {"LDG.E.128": loads, "STG.E.128": 4}, _BYTES))
+        for x, loads in (("bf16", 16), ("e4m3", 8))
     ),
     *(
         _case("backward", x, kernels.backward_kernel, _DY | {"dx_ptr": "*bf16"}, "M F S", _R | {"WHOLE": True},
@@ -51,8 +53,9 @@ CASES = (
         for x, loads in (("bf16", 6), ("e4m3", 4))
     ),
     *(
-        _case("backward and quantise", x, kernels.backward_quantise_kernel, _SQUARE, "M F S MP", {"POW2": False},
-              launches.SQUARE_LAUNCH, Limits(255, 16384, {"LDG.E.128": loads, "STG.E.128": 16}))
-        for x, loads in (("bf16", 24), ("e4m3", 16))
+        _case("backward and quantise", x, kernels.backward_quantise_kernel, _SQUARE, "M F S MP",
+              {"POW2": True, "VECTOR": vector, "SPLIT": launches.SPLIT}, launches.SQUARE_LAUNCH,
+              Limits(128, 16384, {"LDG.E.128": loads, "STG.E.128": 4}, _BYTES))
+        for x, vector, loads in (("bf16", 8, 40), ("e4m3", 16, 28))
     ),
 )  # fmt: skip

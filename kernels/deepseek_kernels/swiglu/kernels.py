@@ -6,6 +6,8 @@ Legend: see the package; S stride of the rows of ``gate_up``, R and C rows and c
 import triton
 import triton.language as tl
 
+from deepseek_kernels.quant.column_kernels import store_four, store_fourths, turned
+from deepseek_kernels.quant.row_kernels import store_rows
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
 
@@ -68,7 +70,8 @@ def rows_kernel(
     c = tl.arange(0, 128)[None, :]
     inside = (m < M)[:, None] & (first + c < F)
     y = activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
-    y = tl.where(inside, y, 0.0)  # 0 * NaN must not get into the padding
+    if not WHOLE:
+        y = tl.where(inside, y, 0.0)  # 0 * NaN must not get into the padding
     scale = scale_of(tl.max(tl.abs(y), axis=1), POW2)
     values = (y * inverse_of(scale, POW2)[:, None]).to(tl.float8e4nv)
     tl.store(value_ptr + m[:, None] * FP + first + c, values, mask=(m < M)[:, None])
@@ -76,20 +79,28 @@ def rows_kernel(
 
 
 @triton.jit
+def activation_fourth(
+    x_ptr, scale_ptr, weight_ptr, tile, J: tl.constexpr, first, M, F, S, C: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Every fourth row of 128, from the J-th on: [32, C]."""
+    m = tile.to(tl.int64) * 128 + 4 * tl.arange(0, 32) + J
+    c = tl.arange(0, C)[None, :]
+    inside = (m < M)[:, None] & (first + c < F)
+    return activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
+
+
+@triton.jit
 def columns_kernel(
     x_ptr, scale_ptr, weight_ptr, value_ptr, y_scale_ptr, M, F, S, MP,
     C: tl.constexpr, WHOLE: tl.constexpr, POW2: tl.constexpr,
 ):  # fmt: skip
-    """128 rows x C channels: one tile of each channel."""
-    m, first = place(F, 128, C)
-    c = tl.arange(0, C)[None, :]
-    inside = (m < M)[:, None] & (first + c < F)
-    y = activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
-    scale = scale_of(tl.max(tl.abs(y), axis=0), POW2)[None, :]
-    values = (y * inverse_of(scale, POW2)).to(tl.float8e4nv)
-    tl.store(value_ptr + (first + c).to(tl.int64) * MP + m[:, None], values, mask=first + c < F)
-    tile = tl.program_id(0) // tl.cdiv(F, C)
-    tl.store(y_scale_ptr + tile.to(tl.int64) * F + first + c, scale, mask=first + c < F)
+    """128 rows x C channels: one tile of each channel, by four turns (see ``quant.column_kernels``)."""
+    tile, first = tl.program_id(0) // tl.cdiv(F, C), tl.program_id(0) % tl.cdiv(F, C) * C
+    y0 = activation_fourth(x_ptr, scale_ptr, weight_ptr, tile, 0, first, M, F, S, C, WHOLE)
+    y1 = activation_fourth(x_ptr, scale_ptr, weight_ptr, tile, 1, first, M, F, S, C, WHOLE)
+    y2 = activation_fourth(x_ptr, scale_ptr, weight_ptr, tile, 2, first, M, F, S, C, WHOLE)
+    y3 = activation_fourth(x_ptr, scale_ptr, weight_ptr, tile, 3, first, M, F, S, C, WHOLE)
+    store_rows(turned(y0, y1, y2, y3, C), value_ptr, y_scale_ptr, first, tile, F, MP, POW2, C)
 
 
 @triton.jit
@@ -119,36 +130,123 @@ def backward_kernel(
 
 
 @triton.jit
-def store_both(
-    d, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, first, M, MP, W, POW2: tl.constexpr
-):
-    """128 x 128 of d_gate_up at column ``first``, in tiles of either kind."""
-    tile = tl.program_id(0) // (W // 256)
-    c = first + tl.arange(0, 128)
-    scale = scale_of(tl.max(tl.abs(d), axis=1), POW2)
-    values = (d * inverse_of(scale, POW2)[:, None]).to(tl.float8e4nv)
-    tl.store(value_ptr + m[:, None] * W + c[None, :], values, mask=(m < M)[:, None])
-    tl.store(row_scale_ptr + first // 128 * M + m, scale, mask=m < M)
-    scale = scale_of(tl.max(tl.abs(d), axis=0), POW2)
-    values = (d * inverse_of(scale, POW2)[None, :]).to(tl.float8e4nv)
-    tl.store(turned_ptr + c[None, :].to(tl.int64) * MP + m[:, None], values)
-    tl.store(column_scale_ptr + tile.to(tl.int64) * W + c, scale)
-
-
-@triton.jit
-def backward_quantise_kernel(
-    dy_ptr, x_ptr, scale_ptr, weight_ptr, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, part_ptr,
-    M, F, S, MP, POW2: tl.constexpr,
-):  # fmt: skip
-    """128 rows x 128 channels, F a multiple of 128."""
-    m, first = place(F, 128, 128)
+def gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, J: tl.constexpr, first, M, F, S):
+    """``gradients`` of every fourth row of 128, from the J-th on: [32, 128], [32, 128], [32]."""
+    m = tile.to(tl.int64) * 128 + 4 * tl.arange(0, 32) + J
     c = tl.arange(0, 128)[None, :]
     inside = (m < M)[:, None]
     dy = load(dy_ptr, None, m, first, c, inside, M, F, True)
     gate = load(x_ptr, scale_ptr, m, first, c, inside, M, S, True)
     up = load(x_ptr, scale_ptr, m, F + first, c, inside, M, S, True)
     d_gate, d_up, terms = gradients(dy, gate, up, weight_ptr, m, M)
-    if weight_ptr is not None:
-        tl.store(part_ptr + first // 128 * M + m, tl.sum(terms, axis=1), mask=m < M)
-    store_both(d_gate, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, first, M, MP, 2 * F, POW2)
-    store_both(d_up, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, m, F + first, M, MP, 2 * F, POW2)
+    return d_gate, d_up, tl.sum(terms, axis=1)
+
+
+@triton.jit
+def store_both(
+    x0, x1, x2, x3, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, tile, g, M, MP, W,
+    POW2: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """128 x 128 of d_gate_up in tiles of either kind, the g-th of their rows."""
+    store_fourths(x0, x1, x2, x3, value_ptr, row_scale_ptr, tile, g, M, W, POW2, VECTOR)
+    store_rows(turned(x0, x1, x2, x3, 128), turned_ptr, column_scale_ptr, g * 128, tile, W, MP, POW2, 128)
+
+
+@triton.jit
+def backward_quantise_kernel(
+    dy_ptr, x_ptr, scale_ptr, weight_ptr, value_ptr, row_scale_ptr, turned_ptr, column_scale_ptr, part_ptr,
+    M, F, S, MP, POW2: tl.constexpr, VECTOR: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """128 rows x 128 channels, F a multiple of 128. SPLIT: d_gate and d_up are programs of their own, neighbours, that
+    read the same (the second from L2): half the registers, so two blocks fit where one did."""
+    across = F // 128
+    half = tl.program_id(0) % 2
+    p = tl.program_id(0) // 2 if SPLIT else tl.program_id(0)
+    tile, g = p // across, p % across
+    if SPLIT:
+        if half == 0:
+            x0, up_side, t0 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S
+            )
+            x1, up_side, t1 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S
+            )
+            x2, up_side, t2 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S
+            )
+            x3, up_side, t3 = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S
+            )
+            if weight_ptr is not None:
+                store_four(t0, t1, t2, t3, part_ptr, tile, g, M)
+        else:
+            gate_side, x0, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S
+            )
+            gate_side, x1, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S
+            )
+            gate_side, x2, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S
+            )
+            gate_side, x3, unused = gradients_fourth(
+                dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S
+            )
+        store_both(
+            x0,
+            x1,
+            x2,
+            x3,
+            value_ptr,
+            row_scale_ptr,
+            turned_ptr,
+            column_scale_ptr,
+            tile,
+            half * across + g,
+            M,
+            MP,
+            2 * F,
+            POW2,
+            VECTOR,
+        )
+    else:
+        a0, b0, t0 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 0, g * 128, M, F, S)
+        a1, b1, t1 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 1, g * 128, M, F, S)
+        a2, b2, t2 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 2, g * 128, M, F, S)
+        a3, b3, t3 = gradients_fourth(dy_ptr, x_ptr, scale_ptr, weight_ptr, tile, 3, g * 128, M, F, S)
+        if weight_ptr is not None:
+            store_four(t0, t1, t2, t3, part_ptr, tile, g, M)
+        store_both(
+            a0,
+            a1,
+            a2,
+            a3,
+            value_ptr,
+            row_scale_ptr,
+            turned_ptr,
+            column_scale_ptr,
+            tile,
+            g,
+            M,
+            MP,
+            2 * F,
+            POW2,
+            VECTOR,
+        )
+        store_both(
+            b0,
+            b1,
+            b2,
+            b3,
+            value_ptr,
+            row_scale_ptr,
+            turned_ptr,
+            column_scale_ptr,
+            tile,
+            across + g,
+            M,
+            MP,
+            2 * F,
+            POW2,
+            VECTOR,
+        )

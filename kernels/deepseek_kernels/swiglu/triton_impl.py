@@ -9,7 +9,10 @@ from deepseek_kernels.quant import quantise_both
 from deepseek_kernels.swiglu import kernels
 
 ROWS, ROWS_LAUNCH = 16, {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
-CHANNELS, COLUMNS_LAUNCH = 64, {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
+CHANNELS, COLUMNS_LAUNCH = 64, {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+# Wider for what is quantised: most of its instructions are those of a thread, not of an element.
+QUANTISE_ROWS, QUANTISE_LAUNCH = 32, {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+SPLIT = True  # see backward_quantise_kernel
 SQUARE_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
 
 
@@ -48,10 +51,10 @@ def swiglu_quantise(
     (m, stride), f = gate_up.shape, width // 2
     values, y_scales = _tiles(gate_up, m, f)
     if values.numel():
-        grid = (triton.cdiv(m, ROWS) * triton.cdiv(f, TILE),)
+        grid = (triton.cdiv(m, QUANTISE_ROWS) * triton.cdiv(f, TILE),)
         kernels.rows_kernel[grid](
-            gate_up, scales, weight, values, y_scales, m, f, stride, padded(f), ROWS, f % TILE == 0, pow2,
-            **ROWS_LAUNCH,
+            gate_up, scales, weight, values, y_scales, m, f, stride, padded(f), QUANTISE_ROWS, f % TILE == 0, pow2,
+            **QUANTISE_LAUNCH,
         )  # fmt: skip
     return values, y_scales
 
@@ -96,7 +99,7 @@ def swiglu_backward_quantise(
         return rows.values, rows.scales, columns.values, columns.scales, d_weight
     rows, columns, parts = _tiles(dy, m, width), _tiles(dy, width, m), _parts(weight, dy, f)
     if rows[0].numel():
-        grid = (padded(m) // TILE * (f // TILE),)
+        grid = (padded(m) // TILE * (f // TILE) * (2 if SPLIT else 1),)
         kernels.backward_quantise_kernel[grid](
             dy,
             gate_up,
@@ -110,6 +113,8 @@ def swiglu_backward_quantise(
             stride,
             padded(m),
             pow2,
+            16 // gate_up.element_size(),
+            SPLIT,
             **SQUARE_LAUNCH,
         )
     return *rows, *columns, _summed(parts, weight, dy)
