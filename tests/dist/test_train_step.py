@@ -88,7 +88,7 @@ def runs(configs: dict[str, RunConfig]) -> dict[str, list[Run]]:
 
 def but_times(metrics: StepMetrics) -> StepMetrics:
     """What all ranks agree on."""
-    return replace(metrics, step_seconds=0.0, tokens_per_second=0.0, timeline=None)
+    return replace(metrics, step_seconds=0.0, tokens_per_second=0.0, tflops=None, timeline=None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
