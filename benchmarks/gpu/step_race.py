@@ -19,7 +19,7 @@ class Limits:
 
     seconds: float
     warm_up: int = 3
-    counted: int = 10
+    counted: int = 8
 
 
 @dataclass(frozen=True)
