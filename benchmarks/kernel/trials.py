@@ -135,7 +135,7 @@ def trials(device: torch.device, shrink: int) -> list[Callable[[], Trial]]:
         on(_swiglu, device, "BF16", "quantise_columns", rows, f, (64, 4), (128, 8)),
         on(_swiglu, device, "FP8", "quantise", rows, f, (32, 4), (16, 4), (32, 8)),
         on(_turned, device, "requantise", rows, d, *tiles[:2], ((64, 8), 4), ((128, 1), 4)),
-        on(_turned, device, "both", rows, d, (80, 8), (None, 8), (None, 16)),
+        on(_turned, device, "both", rows, d, (None, 8), (80, 8), (None, 16)),
         on(_turned, device, "columns", rows, d, *tiles),
         on(_turned, device, "columns", m, d, *tiles),
         on(_turned, device, "transpose", 2 * D if shrink == 1 else 256, d, ((128, 1), 4), ((128, 8), 4)),

@@ -14,7 +14,7 @@ SMALLEST_SUM = tl.constexpr(_SMALLEST_SUM)
 NEVER = tl.constexpr(-(2**63))  # below every rank
 # Without fusion products are rounded before they are added, as the reference does.
 # A warp waits for every step of a token's choice: many warps of one token each hide that. Its gradient has no steps.
-TOKENS, BACKWARD_TOKENS, LAUNCH = 1, 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+TOKENS, BACKWARD_TOKENS, LAUNCH = 4, 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
 @triton.jit

@@ -14,14 +14,20 @@ from deepseek_kernels.quant.row_kernels import store_rows, store_values
 # Of each kernel: channels of a program, tiles of tokens that go before the next channels (see ``place``), launch.
 COLUMNS, COLUMNS_LAUNCH = (64, 1), {"num_warps": 4, "num_stages": 1}
 BOTH, BOTH_LAUNCH = (128, 1), {"num_warps": 8, "num_stages": 1}
-BOTH_REGISTERS: int | None = 80  # of BF16 to powers of two, which needs no more: three blocks fit, not two
-REQUANTISE, REQUANTISE_LAUNCH = (64, 1), {"num_warps": 4, "num_stages": 1}
-TRANSPOSE, TRANSPOSE_LAUNCH = (128, 1), {"num_warps": 4, "num_stages": 1}
+# Of BF16 to powers of two at most; None: as it comes. With 80 three blocks fit, not two (Triton 3.9 spills 24 bytes).
+BOTH_REGISTERS: int | None = None
+REQUANTISE, REQUANTISE_LAUNCH = (128, 1), {"num_warps": 4, "num_stages": 1}
+TRANSPOSE, TRANSPOSE_LAUNCH = (128, 8), {"num_warps": 4, "num_stages": 1}
 
 
 def both_launch(itemsize: int, pow2: bool) -> dict[str, int]:
     few = BOTH_REGISTERS is not None and itemsize == 2 and pow2
     return BOTH_LAUNCH | ({"maxnreg": BOTH_REGISTERS} if few else {})
+
+
+def both_vector(itemsize: int) -> int:
+    """Of BF16 rows are stored as they were loaded, 8 values at once. FP32 would be 4, and need more registers."""
+    return 8 if itemsize == 2 else 16
 
 
 @triton.jit
@@ -107,8 +113,7 @@ def both_kernel(
     TALL: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """C = 128: a tile of either kind. VECTOR: values of x that a thread loads at once. It stores as many then, half as
-    wide as it could but without a way through shared memory."""
+    """C = 128: a tile of either kind. VECTOR: see ``both_vector``."""
     tile, g = place(KP // C, MP // 128, TALL)
     channel = g * C + tl.arange(0, C)
     x0 = fourth(x_ptr, tile * 128, 0, channel, M, K, S).to(tl.float32)

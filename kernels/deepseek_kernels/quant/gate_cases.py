@@ -70,10 +70,8 @@ def _column_cases() -> list[Case]:
                 _case(f"columns {kind}", kernel, types, constants, launch, 128, moved * _SIZE[x], moved)
             )
             kernel, launch, moved = columns.both_kernel, columns.both_launch(_SIZE[x], pow2), 128 * 128
-            constants = _tile(columns.BOTH) | {"POW2": pow2, "VECTOR": 16 // _SIZE[x]}
-            types = (
-                f"{x} fp8e4nv fp32 fp8e4nv fp32"  # rows are stored as they were loaded, in narrower pieces
-            )
+            constants = _tile(columns.BOTH) | {"POW2": pow2, "VECTOR": columns.both_vector(_SIZE[x])}
+            types = f"{x} fp8e4nv fp32 fp8e4nv fp32"
             cases.append(
                 _case(f"both {kind}", kernel, types, constants, launch, 128, moved * _SIZE[x], moved)
             )

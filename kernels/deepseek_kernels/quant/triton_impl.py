@@ -92,7 +92,7 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
             mp,
             pow2,
             *columns.BOTH,
-            16 // x_MK.element_size(),
+            columns.both_vector(x_MK.element_size()),
             **columns.both_launch(x_MK.element_size(), pow2),
         )
     return values, scales, values_t, scales_t
