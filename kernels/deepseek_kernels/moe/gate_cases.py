@@ -63,7 +63,7 @@ _GATES = (
         {"G": 8, "C": 32, "KEPT": 4, "K": 8, "G_P": 8, "C_P": 32, "K_P": 8, "R": triton_gate.TOKENS},
         triton_gate.LAUNCH,
         ("score_ptr", "bias_ptr", "id_ptr", "weight_ptr", "N"),
-        Limits(registers=64, shared=0, needs={"LDG.E.128": 4}),
+        Limits(registers=128, shared=2048, needs={"LDG.E.128": 4}),
     ),
     Case(
         "gate backward",

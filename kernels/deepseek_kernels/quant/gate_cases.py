@@ -82,7 +82,7 @@ def _column_cases() -> list[Case]:
             128 * columns.REQUANTISE[0],
         )
         constants = _tile(columns.REQUANTISE) | {"POW2": pow2}
-        cases.append(_case(f"requantise {kind}", kernel, types, constants, launch, 128, moved, moved))
+        cases.append(_case(f"requantise {kind}", kernel, types, constants, launch, 208, moved, moved))
     kernel, launch, moved = columns.transpose_kernel, columns.TRANSPOSE_LAUNCH, 128 * columns.TRANSPOSE[0]
     cases.append(_case("transpose", kernel, "u8 u8", _tile(columns.TRANSPOSE), launch, 64, moved, moved))
     return cases
