@@ -33,7 +33,8 @@ class _Linears(Function):
         rows = InFp8.of(kept, x.shape[-1])
         ctx.setting, ctx.shape, ctx.dtype = setting, x.shape, x.dtype
         products = (setting.fp8.forward(rows, weight, x.dtype) for weight in setting.weights)
-        return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in products)
+        # Resized, not viewed: of several results a view could not be turned in place (rope).
+        return tuple(y.resize_(*x.shape[:-1], y.shape[1]) for y in products)
 
     @staticmethod
     @once_differentiable

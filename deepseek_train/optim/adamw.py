@@ -1,7 +1,4 @@
-"""AdamW over flat FP32 master weights, with moments in FP32 or BF16 (V3 report section 3.3.3 keeps them in BF16).
-
-m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
-"""
+"""AdamW over FP32 master weights as an optimizer of torch's kind. The formula: ``deepseek_kernels.optim``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
+
+from deepseek_kernels.choice import ON_CPU
+from deepseek_kernels.optim import adamw
 
 
 class AdamW(Optimizer):
-    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights."""
+    """Moments in FP32 or, as V3 keeps them, BF16. The count of steps stays on the host: it is part of the formula."""
 
     def __init__(
         self,
@@ -22,24 +21,28 @@ class AdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         moments: torch.dtype = torch.float32,
+        backend: str = ON_CPU.optim,
     ) -> None:
-        self._moments = moments
+        self._moments, self._backend = moments, backend
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update. Learning rates are read from ``param_groups``."""
         assert closure is None
-        update = _fused if self._moments is torch.float32 else _narrow
         for group in self.param_groups:
+            factors = group["lr"], *group["betas"], group["eps"], group["weight_decay"]
             for weight in group["params"]:
                 if weight.grad is not None:
-                    update(weight, weight.grad, self._state_of(weight), group)
+                    state = self._state_of(weight)
+                    state["step"] += 1
+                    moments = state["exp_avg"], state["exp_avg_sq"]
+                    adamw(weight, weight.grad, *moments, *factors, int(state["step"]), backend=self._backend)
 
     def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(weight, dtype=self._moments)
             state["exp_avg_sq"] = torch.zeros_like(weight, dtype=self._moments)
         return state
@@ -49,36 +52,3 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 self._state_of(weight)
-
-
-def _fused(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
-    adamw(
-        [weight],
-        [grad],
-        [state["exp_avg"]],
-        [state["exp_avg_sq"]],
-        [],
-        [state["step"]],
-        fused=True,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
-    )
-
-
-def _narrow(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """Moments are widened, updated and rounded back."""
-    state["step"] += 1
-    (beta1, beta2), lr, step = group["betas"], group["lr"], int(state["step"])
-    weight.mul_(1.0 - lr * group["weight_decay"])
-    m = state["exp_avg"].to(weight.dtype, copy=True).lerp_(grad, 1.0 - beta1)
-    v = state["exp_avg_sq"].to(weight.dtype, copy=True).mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
-    state["exp_avg"].copy_(m)
-    state["exp_avg_sq"].copy_(v)
-    denominator = v.sqrt_().div_((1.0 - beta2**step) ** 0.5).add_(group["eps"])
-    weight.addcdiv_(m, denominator, value=-lr / (1.0 - beta1**step))

@@ -5,6 +5,7 @@ single rank, a process group. The reference that ``zero1`` is tested against, an
 import torch
 import torch.distributed as dist
 
+from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import OptimConfig
 from deepseek_train.optim.adamw import AdamW
 from deepseek_train.optim.groups import Fragment, StepOutcome, WeightGroup
@@ -19,6 +20,7 @@ class Replicated:
         world: dist.ProcessGroup | None,
         config: OptimConfig,
         moments: torch.dtype,
+        backend: str = ON_CPU.optim,
     ) -> None:
         self._groups, self._world, self._clip = groups, world, config.clip_norm
         self._weights = {name: weight for group in groups for name, weight in group.weights.items()}
@@ -33,6 +35,7 @@ class Replicated:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             moments=moments,
+            backend=backend,
         )
 
     def reduce(self) -> None:

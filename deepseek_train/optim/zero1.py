@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import OptimConfig
 from deepseek_train.optim.adamw import AdamW
 from deepseek_train.optim.groups import Fragment, StepOutcome, WeightGroup, split_flat
@@ -67,7 +68,12 @@ class Zero1:
     """A ``DistributedOptimizer`` whose state is sharded over each group's replicas. Every group needs ``replicas``."""
 
     def __init__(
-        self, groups: list[WeightGroup], world: dist.ProcessGroup, config: OptimConfig, moments: torch.dtype
+        self,
+        groups: list[WeightGroup],
+        world: dist.ProcessGroup,
+        config: OptimConfig,
+        moments: torch.dtype,
+        backend: str = ON_CPU.optim,
     ) -> None:
         self._groups = groups
         self._base = AdamW(
@@ -75,6 +81,7 @@ class Zero1:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             moments=moments,
+            backend=backend,
         )
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory reports
             self._inner = _HookFree(self._base, groups, world, config.clip_norm)

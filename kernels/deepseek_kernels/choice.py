@@ -31,12 +31,14 @@ class Kernels:
         return most + (f", but {', '.join(others)}" if others else "")
 
 
-REFERENCE = Kernels()
 FAMILIES = tuple(field.name for field in fields(Kernels))
+# References are plain torch; where torch itself has something faster than that, it computes.
+ON_CPU = Kernels(attention="torch", optim="torch")
 _BACKENDS = dict.fromkeys(FAMILIES, ("reference", "triton")) | {
     "gemm": ("reference", "triton", "torch", "cuda", "ext"),
     "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
     "attention": ("reference", "triton", "torch", "ext"),
+    "optim": ("reference", "triton", "torch"),
 }
 _ON_GPU = dict.fromkeys(FAMILIES, "triton") | {"gemm": "torch", "attention": "torch"}
 _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
@@ -44,20 +46,15 @@ _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name 
 
 def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is
-    not named is "auto": the reference on CPUs, Triton on GPUs (gemm and attention: torch's). Raises BackendUnavailable
+    not named is "auto": the reference on CPUs (attention and optim: torch's), Triton on GPUs (gemm and attention: torch's). Raises BackendUnavailable
     where a name cannot be had; nothing takes its place."""
     names = {family: asked.get(family, AUTO) for family in FAMILIES}
     for family, name in names.items():
         reason = problem(device_type, family, name)
         if reason is not None:
             raise BackendUnavailable(f"{family}: {reason}. Use {' or '.join(available(device_type, family))}")
-    on_gpu = device_type == "cuda"
-    return Kernels(
-        **{
-            family: (_ON_GPU[family] if on_gpu else "reference") if name == AUTO else name
-            for family, name in names.items()
-        }
-    )
+    usual = _ON_GPU if device_type == "cuda" else asdict(ON_CPU)
+    return Kernels(**{family: usual[family] if name == AUTO else name for family, name in names.items()})
 
 
 def problem(device_type: str, family: str, name: str) -> str | None:

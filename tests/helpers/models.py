@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import Forgettable, Fp8Config, ModelConfig, YarnConfig
 from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext
@@ -61,7 +61,7 @@ def whole_model(
     there."""
     (spec,) = split_layers(m, 1)
     queue, forgets = WeightGradQueue(), Recomputation(recompute)
-    precision = None if fp8 is None else Fp8.of(fp8, REFERENCE, queue, forgets)
+    precision = None if fp8 is None else Fp8.of(fp8, ON_CPU, queue, forgets)
     context = ModelContext(m, queue, dtype=dtype, recompute=forgets, fp8=precision)
     stage = Stage(context, spec, length)
     init_stage(stage, m, seed=1)
