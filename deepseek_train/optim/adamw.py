@@ -12,7 +12,7 @@ from deepseek_kernels.optim import adamw
 
 
 class AdamW(Optimizer):
-    """Moments in FP32 or, as V3 keeps them, BF16. The count of steps stays on the host: it is part of the formula."""
+    """Moments in FP32 or, as V3 keeps them, BF16. The count of steps is a number: the host never waits for it."""
 
     def __init__(
         self,
@@ -37,12 +37,12 @@ class AdamW(Optimizer):
                     state = self._state_of(weight)
                     state["step"] += 1
                     moments = state["exp_avg"], state["exp_avg_sq"]
-                    adamw(weight, weight.grad, *moments, *factors, int(state["step"]), backend=self._backend)
+                    adamw(weight, weight.grad, *moments, *factors, state["step"], backend=self._backend)
 
-    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
+    def _state_of(self, weight: Tensor) -> dict[str, Any]:
         state = self.state[weight]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = 0
             state["exp_avg"] = torch.zeros_like(weight, dtype=self._moments)
             state["exp_avg_sq"] = torch.zeros_like(weight, dtype=self._moments)
         return state

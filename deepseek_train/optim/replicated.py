@@ -91,5 +91,5 @@ class Replicated:
     def restore(self, steps_taken: int) -> None:
         self._base.materialise()
         for state in self._base.state.values():
-            state["step"].fill_(steps_taken)
+            state["step"] = steps_taken
         self._publish()

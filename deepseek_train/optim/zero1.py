@@ -128,5 +128,5 @@ class Zero1:
     def restore(self, steps_taken: int) -> None:
         self._base.materialise()
         for master in self._inner.fp32_groups_flat_partition:
-            self._base.state[master]["step"].fill_(steps_taken)
+            self._base.state[master]["step"] = steps_taken
         self._inner.update_lp_params()

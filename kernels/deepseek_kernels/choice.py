@@ -33,21 +33,20 @@ class Kernels:
 
 FAMILIES = tuple(field.name for field in fields(Kernels))
 # References are plain torch; where torch itself has something faster than that, it computes.
-ON_CPU = Kernels(attention="torch", optim="torch")
+ON_CPU = Kernels(moe="torch", attention="torch", rope="torch", optim="torch")
 _BACKENDS = dict.fromkeys(FAMILIES, ("reference", "triton")) | {
     "gemm": ("reference", "triton", "torch", "cuda", "ext"),
     "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
     "attention": ("reference", "triton", "torch", "ext"),
-    "optim": ("reference", "triton", "torch"),
-}
+} | dict.fromkeys(("moe", "rope", "optim"), ("reference", "triton", "torch"))
 _ON_GPU = dict.fromkeys(FAMILIES, "triton") | {"gemm": "torch", "attention": "torch"}
 _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
 
 
 def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is
-    not named is "auto": the reference on CPUs (attention and optim: torch's), Triton on GPUs (gemm and attention: torch's). Raises BackendUnavailable
-    where a name cannot be had; nothing takes its place."""
+    not named is "auto": ``ON_CPU``, or Triton on GPUs (gemm and attention: torch's). Raises BackendUnavailable where a
+    name cannot be had; nothing takes its place."""
     names = {family: asked.get(family, AUTO) for family in FAMILIES}
     for family, name in names.items():
         reason = problem(device_type, family, name)

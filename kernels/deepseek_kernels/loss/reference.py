@@ -16,6 +16,7 @@ def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor) -> Tensor
     below_N1 = logits_NV.amax(-1, keepdim=True).to(wide) - logits_NV.gather(1, labels_N1)
     loss_N = (below_N1 - d_NV.amax(-1, keepdim=True).log()).squeeze(1)
     d_NV.scatter_add_(1, labels_N1, d_NV.new_full(labels_N1.shape, -1.0))
-    torch.mul(d_NV, scale, out=logits_NV)
-    logits_NV[wrong_N], logits_NV[ignored_N] = torch.nan, 0.0
+    logits_NV.copy_(d_NV.mul_(scale))
+    logits_NV.index_fill_(0, wrong_N.nonzero().flatten(), torch.nan)
+    logits_NV.index_fill_(0, ignored_N.nonzero().flatten(), 0.0)
     return loss_N.masked_fill(wrong_N, torch.nan).masked_fill(ignored_N, 0.0)

@@ -16,7 +16,7 @@ _rotate_ = define(
     __name__,
     "rotate_(Tensor(a!) x, Tensor turns, bool inverse, *, str backend) -> ()",
     _fake_rotate_,
-    ("reference", "triton"),
+    ("reference", "triton", "torch"),
 )
 
 
