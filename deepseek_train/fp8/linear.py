@@ -7,6 +7,7 @@ forgotten. Shapes: x [.., K], W [N, K], y [.., N]; see ``deepseek_kernels.format
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -33,7 +34,7 @@ class _Linears(Function):
         rows = InFp8.of(kept, x.shape[-1])
         ctx.setting, ctx.shape, ctx.dtype = setting, x.shape, x.dtype
         products = (setting.fp8.forward(rows, weight, x.dtype) for weight in setting.weights)
-        return tuple(y.view(*x.shape[:-1], y.shape[1]) for y in products)
+        return tuple(_alone(y, (*x.shape[:-1], y.shape[1])) for y in products)
 
     @staticmethod
     @once_differentiable
@@ -55,6 +56,11 @@ class _Linears(Function):
 
         fp8.queue.add(weight_gradients)
         return None, None, None if dx is None else dx.view(ctx.shape), *(None for _ in weights)
+
+
+def _alone(y: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A view that autograd takes for a tensor of its own: of several results, no view may be written to (rope does)."""
+    return torch.ops.aten._unsafe_view(y.contiguous(), shape)
 
 
 def fp8_linears(x: Tensor, weights: tuple[Weight, ...], fp8: Fp8) -> tuple[Tensor, ...]:

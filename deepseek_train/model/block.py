@@ -29,16 +29,16 @@ from deepseek_train.schedule.overlap import Role
 class _Attention(nn.Module):
     """The half that both kinds of block share: x + MLA(norm(x)), and the norm before the FFN."""
 
-    def __init__(self, context: ModelContext, turns_TR: Tensor) -> None:
+    def __init__(self, context: ModelContext, turns_TR2: Tensor) -> None:
         super().__init__()
-        self.m, self.context, self.turns_TR = context.model, context, turns_TR
+        self.m, self.context, self.turns_TR2 = context.model, context, turns_TR2
         self.attention_norm = context.weight(self.m.hidden_size)
         self.attention = LatentAttention(context)
         self.ffn_norm = context.weight(self.m.hidden_size)
 
     def attended(self, x_BTD: Tensor) -> Tensor:
         normed = forgettable_norm(x_BTD, self.attention_norm, self.context)
-        return x_BTD + self.attention(normed, self.turns_TR[: x_BTD.shape[1]])
+        return x_BTD + self.attention(normed, self.turns_TR2[: x_BTD.shape[1]])
 
     def ffn_input(self, x_BTD: Tensor) -> Tensor:
         return forgettable_norm(x_BTD, self.ffn_norm, self.context)
@@ -47,8 +47,8 @@ class _Attention(nn.Module):
 class DenseBlock(_Attention):
     """A leading layer with a dense FFN."""
 
-    def __init__(self, context: ModelContext, turns_TR: Tensor) -> None:
-        super().__init__(context, turns_TR)
+    def __init__(self, context: ModelContext, turns_TR2: Tensor) -> None:
+        super().__init__(context, turns_TR2)
         self.ffn = FeedForward(context, self.m.dense_ffn_size)
 
     def phases(self) -> Row:
@@ -68,8 +68,8 @@ class DenseBlock(_Attention):
 class MoeBlock(_Attention):
     """A layer with routed and shared experts. ``index`` names it in the load statistics."""
 
-    def __init__(self, context: ModelContext, index: int, turns_TR: Tensor) -> None:
-        super().__init__(context, turns_TR)
+    def __init__(self, context: ModelContext, index: int, turns_TR2: Tensor) -> None:
+        super().__init__(context, turns_TR2)
         self.index, self.dispatcher = index, context.dispatcher
         self.router = Router(context)
         inner = self.m.num_shared_experts * self.m.expert_ffn_size

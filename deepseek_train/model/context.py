@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deepseek_kernels.choice import REFERENCE, Kernels
+from deepseek_kernels.choice import ON_CPU, Kernels
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.fp8.room import Fp8
 from deepseek_train.parallel.expert.dispatcher import LOCAL, Dispatcher
@@ -23,7 +23,7 @@ class ModelContext:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     recompute: Recomputation = field(default_factory=Recomputation)
-    kernels: Kernels = REFERENCE
+    kernels: Kernels = ON_CPU
     fp8: Fp8 | None = None
     compiled: bool = False  # glue by torch.compile
 

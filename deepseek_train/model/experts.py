@@ -10,7 +10,7 @@ from deepseek_train.fp8.sorting import Sorting
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import grouped_linear
 from deepseek_train.model.swiglu import forgettable_swiglu
-from deepseek_train.parallel.expert.local import Dispatched, expand, reduce
+from deepseek_train.parallel.expert.local import Dispatched, copies_of, expand, reduce
 
 
 class Experts(nn.Module):
@@ -33,8 +33,8 @@ class Experts(nn.Module):
             slots_A, (num_rows, top_k) = arrivals.assignment_to_slot_A, weights_RK.shape
             sorting = Sorting.of(slots_A, rows_E, num_rows, top_k, fp8.kernels.moe)
             return fp8_experts(x_RD, weights_RK, sorting, self.gate_up, self.down, fp8)
-        backend = self.context.kernels.moe
-        x_AD, weights_A = expand(dispatched, backend)
+        copies = copies_of(dispatched, self.context.kernels.moe)
+        x_AD, weights_A = expand(dispatched, copies)
         gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue)
         h_AF = forgettable_swiglu(self.context, gate_up_AF, weights_A)
-        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), arrivals, backend)
+        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), copies)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from deepseek_kernels.loss import cross_entropy_
 from deepseek_train.model.block import MoeBlock
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.embed import embed
 from deepseek_train.model.linear import linear
-from deepseek_train.model.norm import forgettable_norm, rms_norm, wide
+from deepseek_train.model.norm import forgettable_norm, rms_norm
 from deepseek_train.model.project import project
 from deepseek_train.phases.phase import Phase, Row, under
 from deepseek_train.phases.values import Hidden
@@ -24,29 +25,26 @@ from deepseek_train.schedule.overlap import Role
 
 
 class _CrossEntropy(Function):
-    """Saves the probabilities alone, which turn into the gradient in place: the logits are the largest tensor there is
-    in a training step."""
+    """Saves the gradient alone, in the memory of the logits: they are the largest tensor there is in a training
+    step."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, labels_N1: Tensor) -> Tensor:
-        probabilities_NV = logits_NV.softmax(-1, dtype=wide(logits_NV.dtype))
-        ctx.save_for_backward(probabilities_NV, labels_N1)
-        ctx.dtype = logits_NV.dtype
-        # log sum exp by way of the likeliest token: its probability is at least 1 / V, so its logarithm is exact.
-        log_sum_N1 = logits_NV.amax(-1, keepdim=True) - probabilities_NV.amax(-1, keepdim=True).log()
-        return (log_sum_N1 - logits_NV.gather(1, labels_N1)).mean()
+    def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor, backend: str) -> Tensor:
+        loss_N = cross_entropy_(logits_NV, labels_N, 1.0 / len(labels_N), backend=backend)
+        ctx.save_for_backward(logits_NV.detach())
+        return loss_N.mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        d_logits_NV, labels_N1 = ctx.saved_tensors
-        d_logits_NV.scatter_add_(1, labels_N1, d_logits_NV.new_full(labels_N1.shape, -1.0))
-        return d_logits_NV.mul_(dy / labels_N1.numel()).to(ctx.dtype), None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        (d_logits_NV,) = ctx.saved_tensors
+        # Of one dimension more than none ``dy`` keeps its precision: BF16 gradients are rounded after the product.
+        return d_logits_NV.mul_(dy.unsqueeze(0)), None, None
 
 
-def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean over all positions, in FP32 (FP64 for FP64 logits). Its backward runs once."""
-    return _CrossEntropy.apply(logits_BTV.flatten(0, 1), labels_BT.reshape(-1, 1))
+def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, backend: str) -> Tensor:
+    """Mean over all positions, in FP32 (FP64 for FP64 logits). Overwrites the logits; its backward runs once."""
+    return _CrossEntropy.apply(logits_BTV.flatten(0, 1), labels_BT.flatten(), backend)
 
 
 class Head(nn.Module):
@@ -70,7 +68,7 @@ class Head(nn.Module):
         assert hidden.batch is not None
         normed_BTD = self.normed(hidden.x_BTD)
         labels_BT = hidden.batch.tokens[:, 1 : 1 + normed_BTD.shape[1]]
-        loss = cross_entropy(self.logits(normed_BTD), labels_BT)
+        loss = cross_entropy(self.logits(normed_BTD), labels_BT, self.context.kernels.loss)
         return replace(hidden, x_BTD=normed_BTD, ledger=replace(hidden.ledger, main=loss))
 
 
@@ -80,7 +78,7 @@ class MtpModule(nn.Module):
     tensors. The embedding comes first in the concatenation, as in the published weights (V3_SPEC A.7)."""
 
     def __init__(
-        self, context: ModelContext, depth: int, turns_TR: Tensor, embedding: Weight, head: Head
+        self, context: ModelContext, depth: int, turns_TR2: Tensor, embedding: Weight, head: Head
     ) -> None:
         super().__init__()
         m = context.model
@@ -88,7 +86,7 @@ class MtpModule(nn.Module):
         self.embed_norm = context.weight(m.hidden_size)
         self.hidden_norm = context.weight(m.hidden_size)
         self.join = context.weight(m.hidden_size, 2 * m.hidden_size)
-        self.block = MoeBlock(context, m.num_layers + depth, turns_TR)
+        self.block = MoeBlock(context, m.num_layers + depth, turns_TR2)
         self.final_norm = context.weight(m.hidden_size)
         self.shared = (embedding, head)  # a tuple: not registered as this module's own weights
 
@@ -105,14 +103,9 @@ class MtpModule(nn.Module):
         return hidden.moved_to(project(both, self.join, self.context))
 
     def _normed(self, embedded_BTD: Tensor, x_BTD: Tensor) -> Tensor:
-        eps, queue = self.m.norm_eps, self.context.queue
-        return torch.cat(
-            [
-                rms_norm(embedded_BTD, self.embed_norm, eps, queue),
-                rms_norm(x_BTD, self.hidden_norm, eps, queue),
-            ],
-            -1,
-        )
+        how = self.m.norm_eps, self.context.queue, self.context.kernels.norm
+        normed = rms_norm(embedded_BTD, self.embed_norm, *how), rms_norm(x_BTD, self.hidden_norm, *how)
+        return torch.cat(normed, -1)
 
     def logits(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised hidden state and logits."""
@@ -123,6 +116,7 @@ class MtpModule(nn.Module):
         assert hidden.batch is not None
         normed_BTD, logits_BTV = self.logits(hidden.x_BTD)
         start, length = self.depth + 2, normed_BTD.shape[1]
-        loss = cross_entropy(logits_BTV, hidden.batch.tokens[:, start : start + length]) / self.m.mtp_depth
+        labels_BT = hidden.batch.tokens[:, start : start + length]
+        loss = cross_entropy(logits_BTV, labels_BT, self.context.kernels.loss) / self.m.mtp_depth
         total = loss if hidden.ledger.mtp is None else hidden.ledger.mtp + loss
         return replace(hidden, x_BTD=normed_BTD, ledger=replace(hidden.ledger, mtp=total))

@@ -1,4 +1,4 @@
-"""RMSNorm in FP32: y = g * cast(x / sqrt(mean(x^2) + eps))."""
+"""RMSNorm whose weight gradient is queued. The formula: ``deepseek_kernels.norm``."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from deepseek_kernels import norm
 from deepseek_train.model.context import ModelContext
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue
 
@@ -18,37 +19,32 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 class _RmsNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
-        scale = (length.square() / x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, scale)
-        ctx.gain, ctx.queue = gain, queue
-        return (x * scale).to(x.dtype).mul_(gain)
+    def forward(
+        ctx: Any, x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue, backend: str
+    ) -> Tensor:
+        y_MD, scale_M = norm.rms_norm(x.flatten(0, -2), gain, eps, backend=backend)
+        ctx.save_for_backward(x, scale_M)
+        ctx.gain, ctx.queue, ctx.backend = gain, queue, backend
+        return y_MD.view(x.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        (x, scale), gain = ctx.saved_tensors, ctx.gain
-        normed = x * scale
-        d_normed = (dy * gain).to(scale.dtype)
-        along = (d_normed * normed).mean(-1, keepdim=True)
-        dx = d_normed.addcmul_(normed, along, value=-1.0).mul_(scale)
-        ctx.queue.add(lambda: _gain_gradient(gain, dy, normed))
-        return dx.to(x.dtype), None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (x, scale_M), gain, backend = ctx.saved_tensors, ctx.gain, ctx.backend
+        dy_MD, x_MD = dy.flatten(0, -2), x.flatten(0, -2)
+        dx_MD = norm.rms_norm_backward(dy_MD, x_MD, scale_M, gain, backend=backend)
+        ctx.queue.add(
+            lambda: norm.rms_norm_gain_gradient(dy_MD, x_MD, scale_M, gain.main_grad, backend=backend)
+        )
+        return dx_MD.view(x.shape), None, None, None, None
 
 
-def _gain_gradient(gain: Weight, dy: Tensor, normed: Tensor) -> None:
-    rows = (dy * normed.to(dy.dtype)).flatten(0, -2)
-    gain.main_grad += rows.sum(0, dtype=gain.main_grad.dtype)
-
-
-def rms_norm(x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue) -> Tensor:
-    """Normalises the last axis of ``x``; result in the dtype of ``x``. V3 report section 2.1; the weight multiplies
-    after the cast, as in the published inference code."""
-    return _RmsNorm.apply(x, gain, eps, queue)
+def rms_norm(x: Tensor, gain: Weight, eps: float, queue: WeightGradQueue, backend: str) -> Tensor:
+    """Normalises the last axis of ``x``; result in the dtype of ``x``."""
+    return _RmsNorm.apply(x, gain, eps, queue, backend)
 
 
 def forgettable_norm(x: Tensor, gain: Weight, context: ModelContext) -> Tensor:
     """``rms_norm`` in a model: what it gives is a region of recomputation."""
-    eps, queue = context.model.norm_eps, context.queue
-    return context.recompute.region("norm", lambda x: rms_norm(x, gain, eps, queue), x)
+    eps, queue, backend = context.model.norm_eps, context.queue, context.kernels.norm
+    return context.recompute.region("norm", lambda x: rms_norm(x, gain, eps, queue, backend), x)

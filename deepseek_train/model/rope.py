@@ -1,13 +1,17 @@
 """Rotary position embedding with YaRN: adjacent pairs are turned as complex numbers (V2 report 2.1.3, V3 report 4.3).
 
-Legend: B batch, T time, H heads, R rope dimension (even).
+Legend: B batch, T time, H heads, R rope dimension (even), O channels of all heads.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
+from deepseek_kernels.rope import rotate_
 from deepseek_train.config.schema import ModelConfig
 
 
@@ -43,14 +47,36 @@ def frequencies(m: ModelConfig) -> Tensor:
 
 
 def rotations(m: ModelConfig, length: int, device: torch.device) -> Tensor:
-    """Unit complex numbers [T, R/2] that turn positions 0..length-1, scaled by YaRN's mscale ratio."""
+    """Cosine and sine of each pair at positions 0..length-1, scaled by YaRN's mscale ratio: FP32 [T, R/2, 2]."""
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(m))
     ratio = _mscale(m.yarn.factor, m.yarn.mscale) / _mscale(m.yarn.factor, m.yarn.mscale_all_dim)
-    return torch.polar(torch.full_like(angles, ratio), angles).to(device)
+    return torch.view_as_real(torch.polar(torch.full_like(angles, ratio), angles)).to(device)
 
 
-def rotate(x_BTHR: Tensor, turns_TR: Tensor) -> Tensor:
-    """Turns adjacent pairs of the last axis; computed in FP32 (FP64 for FP64 inputs), returned in the input's dtype."""
-    wide = x_BTHR.to(torch.promote_types(x_BTHR.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns_TR[:, None]).flatten(-2).to(x_BTHR.dtype)
+class _Turn(Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTO: Tensor, turns_TR2: Tensor, heads: int, backend: str) -> Tensor:
+        ctx.save_for_backward(turns_TR2)
+        ctx.heads, ctx.backend = heads, backend
+        ctx.mark_dirty(x_BTO)
+        _turn_ends(x_BTO, turns_TR2, heads, backend, inverse=False)
+        return x_BTO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTO: Tensor) -> tuple[Tensor, None, None, None]:
+        (turns_TR2,), dx_BTO = ctx.saved_tensors, dy_BTO.contiguous()
+        _turn_ends(dx_BTO, turns_TR2, ctx.heads, ctx.backend, inverse=True)
+        return dx_BTO, None, None, None
+
+
+def _turn_ends(x_BTO: Tensor, turns_TR2: Tensor, heads: int, backend: str, *, inverse: bool) -> None:
+    ends_BTHR = x_BTO.unflatten(-1, (heads, -1))[..., -2 * turns_TR2.shape[1] :]
+    rotate_(ends_BTHR, turns_TR2, inverse=inverse, backend=backend)
+
+
+def turned(x_BTO: Tensor, turns_TR2: Tensor, heads: int, backend: str) -> Tensor:
+    """Turns the last R channels of each head in [B, T, heads * channels], in place, and in the backward pass its
+    gradient, in place as well: ``x`` must be something that nothing else has saved, and its result used once (then
+    nobody else holds the gradient)."""
+    return _Turn.apply(x_BTO, turns_TR2, heads, backend)

@@ -3,9 +3,14 @@
 Legend: B sequences, T positions, N = B T tokens, D hidden, E experts, G groups, K experts per token.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
+from deepseek_kernels.moe import gate, gate_backward
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import linear
@@ -32,25 +37,36 @@ class Router(nn.Module):
 
     def route(self, scores_BTE: Tensor) -> TokenRouting:
         """Top-K by score + bias among the kept groups; weights are the selected scores, normalised and scaled."""
-        m, scores_NE = self.m, scores_BTE.flatten(0, 1)
-        ids_NK = select(scores_NE.detach() + self.bias, m)
-        chosen_NK = scores_NE.gather(1, ids_NK)
-        weights_NK = chosen_NK / (chosen_NK.sum(-1, keepdim=True) + 1e-20) * m.routed_scale
-        return TokenRouting(ids_NK, weights_NK)
-
-
-def select(biased_NE: Tensor, m: ModelConfig) -> Tensor:
-    """Expert ids [N, K]: a group counts the sum of its best K/M biased scores; experts outside the best M groups
-    cannot be chosen."""
-    if m.expert_groups_per_token < m.num_expert_groups:
-        by_group = biased_NE.unflatten(-1, (m.num_expert_groups, -1))
-        best = m.experts_per_token // m.expert_groups_per_token
-        kept = by_group.topk(best, -1).values.sum(-1).topk(m.expert_groups_per_token, -1).indices
-        closed_NG = torch.ones(by_group.shape[:-1], dtype=torch.bool, device=kept.device).scatter_(
-            1, kept, False
+        return TokenRouting(
+            *_Gate.apply(scores_BTE.flatten(0, 1), self.bias, self.m, self.context.kernels.moe)
         )
-        biased_NE = by_group.masked_fill(closed_NG.unsqueeze(-1), float("-inf")).flatten(-2)
-    return biased_NE.topk(m.experts_per_token, -1).indices
+
+
+class _Gate(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, scores_NE: Tensor, bias_E: Tensor, m: ModelConfig, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        ids_NK, weights_NK = gate(
+            scores_NE,
+            bias_E,
+            m.num_expert_groups,
+            m.expert_groups_per_token,
+            m.experts_per_token,
+            m.routed_scale,
+            backend=backend,
+        )
+        ctx.save_for_backward(scores_NE, ids_NK)
+        ctx.mark_non_differentiable(ids_NK)
+        ctx.routed_scale, ctx.backend = m.routed_scale, backend
+        return ids_NK, weights_NK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, d_weights_NK: Tensor) -> tuple[Tensor, None, None, None]:
+        scores_NE, ids_NK = ctx.saved_tensors
+        d_scores_NE = gate_backward(d_weights_NK, scores_NE, ids_NK, ctx.routed_scale, backend=ctx.backend)
+        return d_scores_NE, None, None, None
 
 
 def balance_loss(scores_BTE: Tensor, top_k: int) -> Tensor:

@@ -35,7 +35,7 @@ class Stage(nn.Module):
         self.spec, self.context = spec, context
         self.trunk: Row = ()  # up to the last block
         self.losses: Row = ()  # head and MTP
-        turns_TR = rotations(m, length, context.device)
+        turns_TR2 = rotations(m, length, context.device)
         if spec.embeds:
             self.embed = embedding if embedding is not None else context.weight(m.vocab_size, m.hidden_size)
         if spec.first:
@@ -43,7 +43,7 @@ class Stage(nn.Module):
         self.layers = nn.ModuleDict()
         for index in spec.layers:
             dense = index < m.num_dense_layers
-            block = DenseBlock(context, turns_TR) if dense else MoeBlock(context, index, turns_TR)
+            block = DenseBlock(context, turns_TR2) if dense else MoeBlock(context, index, turns_TR2)
             self.layers[str(index)] = block
             self.trunk += block.phases()
         self.mtp = nn.ModuleDict()
@@ -51,7 +51,7 @@ class Stage(nn.Module):
             self.head = Head(context, self.embed if m.tie_embeddings else None)
             self.losses += (Phase("head", Role.ATTEND, self.head.loss),)
         for depth in range(spec.mtp_depth):
-            module = MtpModule(context, depth, turns_TR, self.embed, self.head)
+            module = MtpModule(context, depth, turns_TR2, self.embed, self.head)
             self.mtp[str(depth)] = module
             self.losses += module.phases()
         self.trunk, self.losses = context.recompute.row(self.trunk), context.recompute.row(self.losses)

@@ -5,12 +5,11 @@ Legend: N rows, F feed-forward size, D hidden.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
+from deepseek_kernels import swiglu as kernels
 from deepseek_train.fp8.feed_forward import fp8_feed_forward
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.linear import linear
@@ -20,41 +19,36 @@ class _SwiGlu(Function):
     """Saves its input only; the backward pass computes the activation again."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight_N: Tensor | None) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, weight_N: Tensor | None, backend: str) -> Tensor:
         ctx.save_for_backward(gate_up, weight_N)
-        gate, up = gate_up.chunk(2, -1)
-        y = functional.silu(gate).mul_(up)
-        return y if weight_N is None else y.mul_(weight_N.unsqueeze(-1).to(y.dtype))
+        ctx.backend = backend
+        y_NF = kernels.swiglu(gate_up.flatten(0, -2), weight_N, backend=backend)
+        return y_NF.view(*gate_up.shape[:-1], y_NF.shape[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None]:
         gate_up, weight_N = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
-        d_gate_up = torch.empty_like(gate_up)
-        d_gate, d_up = d_gate_up.chunk(2, -1)
-        torch.mul(dy, functional.silu(gate), out=d_up)
-        d_silu, d_weight = dy * up, None
-        if weight_N is not None:
-            d_weight = (d_up * up).sum(-1, dtype=weight_N.dtype)
-            scale = weight_N.unsqueeze(-1).to(dy.dtype)
-            d_up.mul_(scale)
-            d_silu.mul_(scale)
-        torch.ops.aten.silu_backward.grad_input(d_silu, gate, grad_input=d_gate)
-        return d_gate_up, d_weight
+        d_gate_up, d_weight_N = kernels.swiglu_backward(
+            dy.flatten(0, -2), gate_up.flatten(0, -2), weight_N, backend=ctx.backend
+        )
+        return d_gate_up.view(gate_up.shape), d_weight_N, None
 
 
-def swiglu(gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:
+def swiglu(gate_up: Tensor, weight_N: Tensor | None, backend: str) -> Tensor:
     """silu(gate) * up for [..., 2F] with the gate half first: [..., F]; each row times its routing weight if given
     (V3_SPEC D.3: DeepSeek applies it here, so that combine is an unweighted sum)."""
-    return _SwiGlu.apply(gate_up, weight_N)
+    return _SwiGlu.apply(gate_up, weight_N, backend)
 
 
 def forgettable_swiglu(context: ModelContext, gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:
     """``swiglu`` in a model: what it gives is a region of recomputation."""
-    return context.recompute.region(
-        "swiglu", swiglu, *((gate_up,) if weight_N is None else (gate_up, weight_N))
-    )
+    inputs = (gate_up,) if weight_N is None else (gate_up, weight_N)
+
+    def run(gate_up: Tensor, weight_N: Tensor | None = None) -> Tensor:
+        return swiglu(gate_up, weight_N, context.kernels.swiglu)
+
+    return context.recompute.region("swiglu", run, *inputs)
 
 
 class FeedForward(nn.Module):

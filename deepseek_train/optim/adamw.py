@@ -1,7 +1,4 @@
-"""AdamW over flat FP32 master weights, with moments in FP32 or BF16 (V3 report section 3.3.3 keeps them in BF16).
-
-m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  w <- w (1 - lr wd) - lr m^ / (sqrt(v^) + eps)
-"""
+"""AdamW over FP32 master weights as an optimizer of torch's kind. The formula: ``deepseek_kernels.optim``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw as torchs_adamw
 
+from deepseek_kernels.choice import ON_CPU
 from deepseek_kernels.optim import adamw
 
 
 class AdamW(Optimizer):
-    """With FP32 moments this is torch's fused AdamW; torch has none whose moments are narrower than the weights, so
-    with BF16 moments it is that of ``deepseek_kernels``, by ``backend``."""
+    """Moments in FP32 or, as V3 keeps them, BF16. The count of steps is a number: the host never waits for it."""
 
     def __init__(
         self,
@@ -25,7 +21,7 @@ class AdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         moments: torch.dtype = torch.float32,
-        backend: str = "reference",
+        backend: str = ON_CPU.optim,
     ) -> None:
         self._moments, self._backend = moments, backend
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -34,35 +30,20 @@ class AdamW(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update. Learning rates are read from ``param_groups``."""
         assert closure is None
-        update = _fused if self._moments is torch.float32 else self._narrow
         for group in self.param_groups:
+            lr, (beta1, beta2), eps, decay = (group[n] for n in ("lr", "betas", "eps", "weight_decay"))
             for weight in group["params"]:
                 if weight.grad is not None:
-                    update(weight, weight.grad, self._state_of(weight), group)
+                    state = self._state_of(weight)
+                    state["step"] += 1
+                    m, v, step = (state[name] for name in ("exp_avg", "exp_avg_sq", "step"))
+                    grad, backend = weight.grad, self._backend
+                    adamw(weight, grad, m, v, lr, beta1, beta2, eps, decay, step, backend=backend)
 
-    def _narrow(self, weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        state["step"] += 1
-        (beta1, beta2), step = group["betas"], int(state["step"])
-        adamw(
-            weight,
-            grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            group["lr"],
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            step,
-            backend=self._backend,
-        )
-
-    def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
+    def _state_of(self, weight: Tensor) -> dict[str, Any]:
         state = self.state[weight]
         if not state:
-            # torch's kernel reads it on its device; ours is told, so the device is never waited for
-            where = weight.device if self._moments is torch.float32 else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=where)
+            state["step"] = 0
             state["exp_avg"] = torch.zeros_like(weight, dtype=self._moments)
             state["exp_avg_sq"] = torch.zeros_like(weight, dtype=self._moments)
         return state
@@ -72,23 +53,3 @@ class AdamW(Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 self._state_of(weight)
-
-
-def _fused(weight: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
-    torchs_adamw(
-        [weight],
-        [grad],
-        [state["exp_avg"]],
-        [state["exp_avg_sq"]],
-        [],
-        [state["step"]],
-        fused=True,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=group["lr"],
-        weight_decay=group["weight_decay"],
-        eps=group["eps"],
-        maximize=False,
-    )

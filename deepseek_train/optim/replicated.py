@@ -5,6 +5,7 @@ single rank, a process group. The reference that ``zero1`` is tested against, an
 import torch
 import torch.distributed as dist
 
+from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import OptimConfig
 from deepseek_train.optim.adamw import AdamW
 from deepseek_train.optim.groups import Fragment, StepOutcome, WeightGroup
@@ -19,7 +20,7 @@ class Replicated:
         world: dist.ProcessGroup | None,
         config: OptimConfig,
         moments: torch.dtype,
-        backend: str = "reference",
+        backend: str = ON_CPU.optim,
     ) -> None:
         self._groups, self._world, self._clip = groups, world, config.clip_norm
         self._weights = {name: weight for group in groups for name, weight in group.weights.items()}
@@ -91,5 +92,5 @@ class Replicated:
     def restore(self, steps_taken: int) -> None:
         self._base.materialise()
         for state in self._base.state.values():
-            state["step"].fill_(steps_taken)
+            state["step"] = steps_taken
         self._publish()

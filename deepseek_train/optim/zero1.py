@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import OptimConfig
 from deepseek_train.optim.adamw import AdamW
 from deepseek_train.optim.groups import Fragment, StepOutcome, WeightGroup, split_flat
@@ -72,7 +73,7 @@ class Zero1:
         world: dist.ProcessGroup,
         config: OptimConfig,
         moments: torch.dtype,
-        backend: str = "reference",
+        backend: str = ON_CPU.optim,
     ) -> None:
         self._groups = groups
         self._base = AdamW(
@@ -127,5 +128,5 @@ class Zero1:
     def restore(self, steps_taken: int) -> None:
         self._base.materialise()
         for master in self._inner.fp32_groups_flat_partition:
-            self._base.state[master]["step"].fill_(steps_taken)
+            self._base.state[master]["step"] = steps_taken
         self._inner.update_lp_params()

@@ -131,9 +131,8 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     )
     weights = tuple(_owned(config.model, stages, mesh))
     world = dist.distributed_c10d._get_default_group()
-    optimizer = Zero1(
-        _groups(config, weights), world, config.optim, DTYPES[config.precision.moments], kernels.optim
-    )
+    moments = DTYPES[config.precision.moments]
+    optimizer = Zero1(_groups(config, weights), world, config.optim, moments, kernels.optim)
     return Job(
         config=config,
         place=place,

@@ -31,13 +31,18 @@ class Kernels:
         return most + (f", but {', '.join(others)}" if others else "")
 
 
-REFERENCE = Kernels()
 FAMILIES = tuple(field.name for field in fields(Kernels))
-_BACKENDS = dict.fromkeys(FAMILIES, ("reference", "triton")) | {
-    "gemm": ("reference", "triton", "torch", "cuda", "ext"),
-    "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
-    "attention": ("reference", "triton", "torch", "ext"),
-}
+# References are plain torch; where torch itself has something faster than that, it computes.
+ON_CPU = Kernels(moe="torch", attention="torch", rope="torch", optim="torch")
+_BACKENDS = (
+    dict.fromkeys(FAMILIES, ("reference", "triton"))
+    | {
+        "gemm": ("reference", "triton", "torch", "cuda", "ext"),
+        "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
+        "attention": ("reference", "triton", "torch", "ext"),
+    }
+    | dict.fromkeys(("moe", "rope", "optim"), ("reference", "triton", "torch"))
+)
 # The fastest first, as measured (benchmarks/results/kernels.md); the first that can run is taken.
 _ON_GPU = dict.fromkeys(FAMILIES, ("triton",)) | {
     "gemm": ("cuda", "torch"),
@@ -49,19 +54,16 @@ _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name 
 
 def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is
-    not named is "auto": the reference on CPUs, Triton on GPUs (products: our CUDA kernel where it can be compiled;
-    attention: torch's). Raises BackendUnavailable where a name cannot be had; nothing takes its place."""
+    not named is "auto": ``ON_CPU``, or Triton on GPUs (products: our CUDA kernel where it can be compiled; attention:
+    torch's). Raises BackendUnavailable where a name cannot be had; nothing takes its place."""
     names = {family: asked.get(family, AUTO) for family in FAMILIES}
     for family, name in names.items():
         reason = problem(device_type, family, name)
         if reason is not None:
             raise BackendUnavailable(f"{family}: {reason}. Use {' or '.join(available(device_type, family))}")
-    on_gpu = device_type == "cuda"
+    usual = _ON_GPU if device_type == "cuda" else {family: (name,) for family, name in asdict(ON_CPU).items()}
     return Kernels(
-        **{
-            family: (_first(_ON_GPU[family]) if on_gpu else "reference") if name == AUTO else name
-            for family, name in names.items()
-        }
+        **{family: _first(usual[family]) if name == AUTO else name for family, name in names.items()}
     )
 
 

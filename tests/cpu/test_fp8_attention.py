@@ -9,7 +9,7 @@ from torch import Tensor
 from deepseek_kernels.quant import pack_e5m6, quantise_columns, unpack_e5m6
 from deepseek_train.fp8.attention import fp8_attend
 from deepseek_train.fp8.linear import fp8_linear
-from deepseek_train.model.mla import attend
+from deepseek_train.model.attention import attend
 from deepseek_train.phases.wgrad import Weight, run_works
 from tests.helpers.fp8 import apart, numbers, room, weight
 
@@ -33,7 +33,7 @@ def test_attention_and_its_linear(storage: Any, allowed: float, dtype: torch.dty
     run_works(fp8.queue.take_open())
 
     copies = [t.detach().float().requires_grad_() for t in leaves]
-    out = attend(*copies, 0.2).flatten(-2)
+    out = attend(*copies, scale=0.2, nope=16, backend="torch").flatten(-2)
     same, alone = Weight(w.detach()), room()
     same.main_grad = torch.zeros_like(w.main_grad)
     wanted = fp8_linear(out.to(dtype), same, alone)

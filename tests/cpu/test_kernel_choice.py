@@ -1,12 +1,13 @@
 """Backends are chosen once, by name or by device; one that cannot be had is refused with what there is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from deepseek_kernels import choice, registry
-from deepseek_kernels.choice import FAMILIES, REFERENCE, Kernels, available, choose
+from deepseek_kernels.choice import FAMILIES, ON_CPU, Kernels, available, choose
 from deepseek_kernels.registry import BackendUnavailable
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.config.parse import ConfigError
@@ -29,8 +30,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "why_not", registry.why_not.__wrapped__)
 
 
-def test_auto_is_the_reference_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
-    assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == REFERENCE
+def test_auto_is_plain_torch_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
+    assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == ON_CPU
     found = choose("cuda", {})
     assert (found.gemm, found.grouped_gemm, found.attention) == ("cuda", "cuda", "torch")
     others = set(FAMILIES) - {"gemm", "grouped_gemm", "attention"}
@@ -47,13 +48,13 @@ def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
     found = choose("cuda", {"gemm": "torch", "quant": "reference"})
     assert (found.gemm, found.quant, found.norm) == ("torch", "reference", "triton")
     assert str(found) == "triton, but quant reference, gemm torch, grouped_gemm cuda, attention torch"
-    assert str(REFERENCE) == "reference"
+    assert str(Kernels()) == "reference"
 
 
 def test_the_interpreter_runs_triton_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(choice, "why_not", lambda backend: None)
-    assert choose("cpu", {"quant": "triton"}) == Kernels(quant="triton")
+    assert choose("cpu", {"quant": "triton"}) == replace(ON_CPU, quant="triton")
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,9 @@ def test_a_launch_is_told_of_every_family_at_once(
     )
     found = preflight(config, None)
     assert [p.where for p in found] == ["kernels.quant", "kernels.moe"]
-    assert all(p.mend == "There are: auto, reference." for p in found)
+    assert [p.mend for p in found] == ["There are: auto, reference.", "There are: auto, reference, torch."]
     assert kernel_problems(compose_config(["experiment=tiny", "precision=fp8"])) == []
-    assert plan_kernels(compose_config(["experiment=tiny"]), "cpu") == REFERENCE
+    assert plan_kernels(compose_config(["experiment=tiny"]), "cpu") == ON_CPU
 
 
 def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:

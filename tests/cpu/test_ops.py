@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deepseek_train.model.attention import attend
 from deepseek_train.model.embed import embed
 from deepseek_train.model.head import cross_entropy
 from deepseek_train.model.linear import grouped_linear, linear
-from deepseek_train.model.mla import attend
 from deepseek_train.model.norm import rms_norm
-from deepseek_train.model.rope import frequencies, rotate, rotations, softmax_scale
+from deepseek_train.model.rope import frequencies, rotations, softmax_scale, turned
 from deepseek_train.model.swiglu import swiglu
 from deepseek_train.phases.wgrad import Weight, WeightGradQueue, run_works
 from tests.helpers.models import YARN, tiny
@@ -51,20 +51,20 @@ OPS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], Op,
     "rms_norm": (
         {"x": (2, 3, 8)},
         {"gain": (8,)},
-        lambda t, q: rms_norm(t["x"], t["gain"], 1e-6, q),
+        lambda t, q: rms_norm(t["x"], t["gain"], 1e-6, q, "reference"),
         norm_by_hand,
     ),
-    "swiglu": ({"x": (2, 3, 8)}, {}, lambda t, q: swiglu(t["x"]), swiglu_by_hand),
+    "swiglu": ({"x": (2, 3, 8)}, {}, lambda t, q: swiglu(t["x"], None, "reference"), swiglu_by_hand),
     "swiglu, weighted": (
         {"x": (6, 8), "rows": (6,)},
         {},
-        lambda t, q: swiglu(t["x"], t["rows"]),
+        lambda t, q: swiglu(t["x"], t["rows"], "reference"),
         swiglu_by_hand,
     ),
     "swiglu, no rows": (
         {"x": (0, 8), "rows": (0,)},
         {},
-        lambda t, q: swiglu(t["x"], t["rows"]),
+        lambda t, q: swiglu(t["x"], t["rows"], "reference"),
         swiglu_by_hand,
     ),
     "linear": (
@@ -173,9 +173,9 @@ def test_cross_entropy_and_its_gradient(dtype: torch.dtype, bound: float) -> Non
     generator = torch.Generator().manual_seed(0)
     logits = (4 * torch.randn(2, 3, 11, generator=generator)).to(dtype).requires_grad_()
     labels = torch.randint(11, (2, 3), generator=generator)
-    loss = cross_entropy(logits, labels)
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     exact = logits.detach().double().requires_grad_()
+    loss = cross_entropy(1 * logits, labels, "reference")  # in the memory of its logits
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     expected = -exact.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).mean()
     loss.backward(torch.tensor(0.25, dtype=loss.dtype))
     expected.backward(torch.tensor(0.25, dtype=torch.float64))
@@ -192,7 +192,7 @@ def test_attention_is_causal_softmax(v_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = (2, 7, 3, 12), (2, 7, 3, 12), (2, 7, 3, v_size)
     q, k, v = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
-    ours = attend(q, k, v, 0.3)
+    ours = attend(q, k, v, scale=0.3, nope=8, backend="torch")
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * 0.3
     scores = scores.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)
     expected = torch.einsum("bhqk,bkhv->bqhv", scores.softmax(-1), v)
@@ -207,23 +207,29 @@ def test_attention_is_causal_softmax(v_size: int) -> None:
 # ---- rope
 
 
+def rotate(x_BTHR: Tensor, turns_TR2: Tensor) -> Tensor:
+    """A copy, turned."""
+    heads = x_BTHR.shape[2]
+    return turned(1 * x_BTHR.flatten(-2), turns_TR2, heads, "torch").unflatten(-1, (heads, -1))
+
+
 def test_rope_turns_pairs_as_complex_numbers() -> None:
     m = tiny(qk_rope_head_dim=8)
     x_BTHR = torch.randn(2, 50, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turned = rotate(x_BTHR, rotations(m, 50, torch.device("cpu")))
+    found = rotate(x_BTHR, rotations(m, 50, torch.device("cpu")))
     for pair in range(4):
         for t in (0, 1, 17, 49):
             z = torch.view_as_complex(x_BTHR.unflatten(-1, (4, 2)))[:, t, :, pair]
             expected = z * complex(math.cos(t * 10000 ** (-pair / 4)), math.sin(t * 10000 ** (-pair / 4)))
-            got = torch.view_as_complex(turned.unflatten(-1, (4, 2)).contiguous())[:, t, :, pair]
+            got = torch.view_as_complex(found.unflatten(-1, (4, 2)).contiguous())[:, t, :, pair]
             assert (got - expected).abs().max() < 1e-5  # angles are FP32: 49 radians * 2^-24
 
 
 def test_rope_keeps_norms_and_depends_on_distance_only() -> None:
     m = tiny(qk_rope_head_dim=8)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 1, 40, 1, 8)
-    turns_TR = rotations(m, 40, torch.device("cpu"))
-    q_turned, k_turned = rotate(q, turns_TR), rotate(k, turns_TR)
+    turns_TR2 = rotations(m, 40, torch.device("cpu"))
+    q_turned, k_turned = rotate(q, turns_TR2), rotate(k, turns_TR2)
     assert torch.allclose(q_turned.norm(dim=-1), q.norm(dim=-1), rtol=1e-6)
     products_TT = torch.einsum("qd,kd->qk", q_turned[0, :, 0], k_turned[0, :, 0])
     for distance in (0, 3, 20):
@@ -232,20 +238,24 @@ def test_rope_keeps_norms_and_depends_on_distance_only() -> None:
     assert not torch.allclose(products_TT.diagonal(0)[0], products_TT.diagonal(3)[0], atol=1e-2)
 
 
-def test_rope_gradient_is_the_turn_back() -> None:
-    m = tiny(qk_rope_head_dim=8)
-    turns_TR = rotations(m, 5, torch.device("cpu")).to(torch.complex128)
-    x = torch.randn(
-        1, 5, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    ).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: rotate(x, turns_TR), x)
+def test_rope_gradient_is_the_turn_back_and_other_channels_pass() -> None:
+    turns_TR2 = rotations(tiny(qk_rope_head_dim=8), 5, torch.device("cpu")).double()
+    x, dy = torch.randn(2, 1, 5, 2, 11, dtype=torch.float64)
+    x.requires_grad_()
+    y = turned(1 * x.flatten(-2), turns_TR2, 2, "torch").unflatten(-1, (2, 11))
+    factors = torch.view_as_complex(turns_TR2)[:, None]
+    pairs = torch.view_as_complex(x[..., 3:].contiguous().unflatten(-1, (4, 2)))
+    plain = torch.cat([x[..., :3], torch.view_as_real(pairs * factors).flatten(-2)], -1)
+    assert torch.allclose(y, plain, rtol=1e-13, atol=1e-13)
+    found, expected = torch.autograd.grad(y, x, dy.clone()), torch.autograd.grad(plain, x, dy)
+    assert torch.allclose(found[0], expected[0], rtol=1e-13, atol=1e-13)
 
 
 def test_rope_of_bf16_is_computed_in_fp32() -> None:
-    turns_TR = rotations(tiny(qk_rope_head_dim=8), 30, torch.device("cpu"))
+    turns_TR2 = rotations(tiny(qk_rope_head_dim=8), 30, torch.device("cpu"))
     x = torch.randn(1, 30, 2, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert rotate(x, turns_TR).dtype == torch.bfloat16
-    assert torch.equal(rotate(x, turns_TR), rotate(x.float(), turns_TR).bfloat16())
+    assert rotate(x, turns_TR2).dtype == torch.bfloat16
+    assert torch.equal(rotate(x, turns_TR2), rotate(x.float(), turns_TR2).bfloat16())
 
 
 def test_yarn_of_v3() -> None:
@@ -268,4 +278,5 @@ def test_yarn_of_v3() -> None:
 def test_yarn_scales_turns_by_the_ratio_of_its_two_mscales() -> None:
     m = tiny(yarn=YARN)
     ratio = (0.1 * math.log(4) + 1) / (0.1 * 0.7 * math.log(4) + 1)
-    assert torch.allclose(rotations(m, 9, torch.device("cpu")).abs(), torch.tensor(ratio))
+    turns = torch.view_as_complex(rotations(m, 9, torch.device("cpu")))
+    assert torch.allclose(turns.abs(), torch.tensor(ratio))

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from deepseek_train.config.schema import Forgettable, ModelConfig
 from deepseek_train.model.stage import Stage
-from deepseek_train.parallel.expert.local import reduce
+from deepseek_train.parallel.expert.local import ByIndex, reduce
 from deepseek_train.parallel.expert.plan import Arrivals
 from deepseek_train.phases.parcel import arrived
 from deepseek_train.phases.phase import Phase
@@ -104,9 +104,8 @@ def test_each_kind_frees_what_it_names(num_dense: int, dtype: torch.dtype) -> No
     rows, item, blocks, moe = B * T, dtype.itemsize, 2, 2 - num_dense
     wide = 0 if dtype is torch.float32 else torch.float32.itemsize  # the router's own copy of its input
     norms = blocks * (2 * m.hidden_size + m.q_lora_rank + m.kv_lora_rank) + (1 + 2 + 1) * m.hidden_size
-    heads = (
-        3 * (m.qk_nope_head_dim + m.qk_rope_head_dim) + m.v_head_dim
-    )  # v as wide as q; the result cut again
+    # Queries, keys, and what values are a part of.
+    heads = 2 * (m.qk_nope_head_dim + m.qk_rope_head_dim) + m.qk_nope_head_dim + m.v_head_dim
     swiglus = moe * (m.experts_per_token + m.num_shared_experts) * m.expert_ffn_size
     expected: dict[frozenset[Forgettable], int] = {
         KINDS["norm"]: rows * (norms * item + moe * m.hidden_size * wide),
@@ -139,7 +138,7 @@ class Rows:
         lambda rows: Rows(
             reduce(
                 rows.x,
-                Arrivals(2, torch.tensor([1, 0, 1]), torch.tensor([]), (), 1),
+                ByIndex(Arrivals(2, torch.tensor([1, 0, 1]), torch.tensor([]), ())),
             )
         ),
     ],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.context import ModelContext
-from deepseek_train.model.router import Router, balance_loss, select
+from deepseek_train.model.router import Router, balance_loss
 from deepseek_train.phases.wgrad import WeightGradQueue
 from tests.helpers.models import tiny
 from tests.helpers.plain import choose
@@ -42,7 +42,9 @@ def scores_and_bias(m: ModelConfig, seed: int, batch: int = 2, length: int = 5) 
 def test_selection_is_the_naive_one_and_keeps_the_node_limit(m: ModelConfig, seed: int) -> None:
     scores_BTE, bias_E = scores_and_bias(m, seed)
     biased_NE = scores_BTE.flatten(0, 1) + bias_E
-    ids_NK = select(biased_NE, m)
+    router = Router(ModelContext(m, WeightGradQueue(), dtype=torch.float64))
+    router.bias = bias_E
+    ids_NK = router.route(scores_BTE).expert_ids_NK
     mask_NE = torch.zeros_like(biased_NE, dtype=torch.bool).scatter_(1, ids_NK, True)
     assert torch.equal(mask_NE, choose(biased_NE, m))
     assert ids_NK.shape == (10, m.experts_per_token)

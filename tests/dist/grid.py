@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.choice import ON_CPU
 from torch import Tensor
 
 from deepseek_train.config.schema import Forgettable, Fp8Config, ModelConfig, ScheduleConfig
@@ -108,7 +108,7 @@ class Case:
         )
 
     def fp8_with(self, queue: WeightGradQueue, recompute: Recomputation) -> Fp8 | None:
-        return Fp8.of(self.fp8, REFERENCE, queue, recompute) if self.fp8 else None
+        return Fp8.of(self.fp8, ON_CPU, queue, recompute) if self.fp8 else None
 
     @property
     def specs(self) -> tuple[StageSpec, ...]:

@@ -17,7 +17,7 @@ from deepseek_train.parallel.expert.deep_ep_buffers import Buffers, make_buffers
 from deepseek_train.parallel.expert.dispatcher import Dispatcher, combine, dispatch, flat
 from deepseek_train.parallel.expert.group import Among, ExpertGroup
 from deepseek_train.parallel.expert.journey import UNCHANGED, WireFormats
-from deepseek_train.parallel.expert.local import expand, reduce
+from deepseek_train.parallel.expert.local import ByIndex, expand, reduce
 from deepseek_train.parallel.expert.plan import DispatchPlan
 from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.phases.parcel import Parcel, depart
@@ -93,10 +93,11 @@ def run_microbatches(dispatcher: Dispatcher) -> list[Result]:
         generator = torch.Generator().manual_seed(50 + 10 * group.rank + microbatch)
         x_ND = torch.randn(plan.num_tokens, D, generator=generator).bfloat16().requires_grad_()
         weights_NK = routing.weights_NK.clone().requires_grad_()
-        x_AD, weights_A = expand(dispatch(x_ND, weights_NK, plan))
+        copies = ByIndex(plan.arrivals)
+        x_AD, weights_A = expand(dispatch(x_ND, weights_NK, plan), copies)
         experts_AD = mine_ED.repeat_interleave(torch.tensor(plan.arrivals.rows_E), 0)
         y_AD = (torch.tanh(x_AD * experts_AD) * weights_A.unsqueeze(-1)).bfloat16()
-        y_ND = combine(reduce(y_AD, plan.arrivals), plan)
+        y_ND = combine(reduce(y_AD, copies), plan)
         dy_ND = torch.randn(plan.num_tokens, D, generator=generator).bfloat16()
         forwards.append((plan, x_ND, weights_NK, x_AD, weights_A, y_ND, dy_ND))
     for plan, x_ND, weights_NK, x_AD, weights_A, y_ND, dy_ND in forwards:

@@ -16,7 +16,7 @@ from deepseek_train.parallel.exchange import SplitMismatch
 from deepseek_train.parallel.expert.announce import RoutingFault, TokenRouting
 from deepseek_train.parallel.expert.dispatcher import Planned, combine, dispatch, flat, two_hop
 from deepseek_train.parallel.expert.journey import Journey
-from deepseek_train.parallel.expert.local import expand, reduce
+from deepseek_train.parallel.expert.local import ByIndex, expand, reduce
 from deepseek_train.parallel.expert.plan import Arrivals, DispatchPlan
 from tests.dist.expert_ranks import expert_group
 from tests.dist.grid import Case, on_grid, sum_gradients
@@ -132,10 +132,11 @@ def run_scenario(one: Scenario, dispatcher: Planned) -> Result:
     plan = planned(tokens, dispatcher, one.capacity)
     x_ND, weights_NK = (t.clone().requires_grad_() for t in (tokens.x_ND, tokens.weights_NK))
     dispatched = dispatch(x_ND, weights_NK, plan)
-    x_AD, weights_A = expand(dispatched)
+    copies = ByIndex(plan.arrivals)
+    x_AD, weights_A = expand(dispatched, copies)
     rows = zip(torch.split(x_AD, list(plan.arrivals.rows_E)), mine, strict=True)
     y_AD = torch.cat([torch.tanh(x @ expert) for x, expert in rows]) * weights_A.unsqueeze(-1)
-    y_ND = combine(reduce(y_AD, plan.arrivals), plan)
+    y_ND = combine(reduce(y_AD, copies), plan)
     y_ND.backward(tokens.dy_ND)
     assert x_ND.grad is not None
     assert weights_NK.grad is not None

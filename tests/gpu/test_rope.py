@@ -1,4 +1,4 @@
-"""Rotary embedding: every backend bit for bit the reference, and the reference against complex numbers in float64."""
+"""Rotary embedding: Triton bit for bit the reference, and every backend against complex numbers in float64."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from deepseek_kernels.rope import rotate_
 from tests.gpu.setting import DEVICE, backends, error, randn, same_bits, size
 
-ALL = backends("reference", "triton")
+ALL = backends("reference", "triton", "torch")
 # sequences, positions, heads, channels of the whole head, rope channels
 SHAPES = [
     (1, size(4096, 9), size(128, 40), 192, 64),
@@ -65,7 +65,8 @@ def test_any_order_of_axes_and_a_nan(backend: str) -> None:
     y = x.transpose(1, 2).contiguous()
     rotate_(x.transpose(1, 2), turns_TR2, inverse=False, backend=backend)
     rotate_(y, turns_TR2, inverse=False, backend="reference")
-    assert same_bits(x.transpose(1, 2).contiguous(), y)
+    assert backend == "torch" or same_bits(x.transpose(1, 2).contiguous(), y)
+    assert torch.allclose(x.transpose(1, 2), y, rtol=0.0, atol=1e-5, equal_nan=True)
     assert x.isnan().nonzero().tolist() == [[1, 2, 5, 2], [1, 2, 5, 3]]
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.choice import ON_CPU
 from deepseek_kernels.formats import TILE, Blocks, Rows
 from deepseek_train.config.schema import Fp8Config, TilesConfig
 from deepseek_train.fp8.room import Fp8
@@ -20,7 +20,7 @@ COARSE = ("128x128", "tensor")
 def room(recompute: Recomputation | None = None, queue: WeightGradQueue | None = None, **recipe: Any) -> Fp8:
     """V3's recipe but for what ``recipe`` says."""
     queue = WeightGradQueue() if queue is None else queue
-    return Fp8.of(Fp8Config(**recipe), REFERENCE, queue, recompute or Recomputation())
+    return Fp8.of(Fp8Config(**recipe), ON_CPU, queue, recompute or Recomputation())
 
 
 def coarse(tile: Any) -> dict[str, TilesConfig]:

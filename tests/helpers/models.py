@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_kernels.choice import REFERENCE
+from deepseek_kernels.choice import ON_CPU, Kernels
 from deepseek_train.config.schema import Forgettable, Fp8Config, ModelConfig, YarnConfig
 from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext
@@ -56,13 +56,14 @@ def whole_model(
     grads: torch.dtype | None = None,
     recompute: frozenset[Forgettable] = frozenset(),
     fp8: Fp8Config | None = None,
+    kernels: Kernels = ON_CPU,
 ) -> Stage:
     """All layers as one stage, with norm gains around 1 and router biases around 0 instead of exactly
     there."""
     (spec,) = split_layers(m, 1)
     queue, forgets = WeightGradQueue(), Recomputation(recompute)
-    precision = None if fp8 is None else Fp8.of(fp8, REFERENCE, queue, forgets)
-    context = ModelContext(m, queue, dtype=dtype, recompute=forgets, fp8=precision)
+    precision = None if fp8 is None else Fp8.of(fp8, kernels, queue, forgets)
+    context = ModelContext(m, queue, dtype=dtype, recompute=forgets, kernels=kernels, fp8=precision)
     stage = Stage(context, spec, length)
     init_stage(stage, m, seed=1)
     disturb(stage, seed=2)

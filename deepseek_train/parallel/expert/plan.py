@@ -21,7 +21,6 @@ class Arrivals:
     assignment_to_row_A: Tensor
     assignment_to_slot_A: Tensor  # flat index into the received [R, K] routing weights
     rows_E: tuple[int, ...]  # assignments of each local expert
-    top_k: int  # K
 
 
 @dataclass(frozen=True)
@@ -76,4 +75,4 @@ def assign(ids_RK: Tensor, row_R: Tensor, first: int, rows_E: list[int]) -> Arri
     order = torch.sort(local[slots], stable=True).indices
     sorted_slots = slots[order]
     rows_A = row_R[sorted_slots // top_k]
-    return Arrivals(len(row_R), rows_A, rows_A * top_k + sorted_slots % top_k, tuple(rows_E), top_k)
+    return Arrivals(len(row_R), rows_A, rows_A * top_k + sorted_slots % top_k, tuple(rows_E))

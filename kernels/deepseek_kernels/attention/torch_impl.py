@@ -53,7 +53,7 @@ def attention(
     out, lse = _ATEN._scaled_dot_product_flash_attention_for_cpu(
         *_heads_first(*_one_width(q, k, v)), 0.0, True, scale=scale
     )
-    return out.transpose(1, 2)[..., : v.shape[3]], lse
+    return out.transpose(1, 2)[..., : v.shape[3]].contiguous(), lse
 
 
 def attention_backward(

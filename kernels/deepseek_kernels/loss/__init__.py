@@ -22,8 +22,12 @@ from deepseek_kernels.registry import define
 IGNORED = -100
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _fake_cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor) -> Tensor:
-    return logits_NV.new_empty(len(logits_NV), dtype=torch.float32)
+    return logits_NV.new_empty(len(logits_NV), dtype=_wide(logits_NV.dtype))
 
 
 _cross_entropy_ = define(
@@ -36,7 +40,8 @@ _cross_entropy_ = define(
 
 def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor | float, *, backend: str) -> Tensor:
     """The loss of each row, logsumexp - logit[label], FP32 [N], without ``scale``. Overwrites ``logits`` (BF16 or FP32,
-    contiguous) with the gradient of ``scale`` times that: (softmax - one-hot) * scale. Computed in FP32.
+    contiguous) with the gradient of ``scale`` times that: (softmax - one-hot) * scale. Computed in FP32. (The reference
+    also takes FP64, and computes in it.)
 
     ``labels``: int64; a row labelled -100 does not count: loss and gradient are 0, whatever its logits are. ``scale``:
     a number, or one element FP32 on the device. A row with a NaN or +Inf, and one whose label is no column, has a loss
@@ -47,5 +52,5 @@ def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor | float, *
     if labels_N.shape != logits_NV.shape[:1]:
         raise ValueError(f"labels {tuple(labels_N.shape)} do not fit logits {tuple(logits_NV.shape)}")
     if not isinstance(scale, Tensor):
-        scale = torch.full((), scale, dtype=torch.float32, device=logits_NV.device)
+        scale = torch.full((), scale, dtype=_wide(logits_NV.dtype), device=logits_NV.device)
     return _cross_entropy_(logits_NV, labels_N, scale, backend=backend)

@@ -13,7 +13,7 @@ from deepseek_kernels.moe.order import Order, order
 from deepseek_kernels.registry import define
 
 __all__ = ["Order", "expand", "expand_rows", "gate", "gate_backward", "order", "reduce"]
-_BACKENDS = ("reference", "triton")
+_BACKENDS = ("reference", "triton", "torch")
 
 
 def _fake_expand(x_RD: Tensor, padded_to_row_P: Tensor) -> Tensor:
@@ -97,8 +97,8 @@ def gate(
     """Expert ids [N, K] (int64), best first, and their weights [N, K] (FP32), from sigmoid scores (FP32).
 
     Experts are compared by score + bias. Each of ``groups`` counts the sum of its best K / groups_kept; the experts of
-    the best ``groups_kept`` can be chosen. Of equals the lowest index wins. The weights are the chosen scores without
-    bias over their sum (at least 1e-20), times ``routed_scale``.
+    the best ``groups_kept`` can be chosen. Of equals the lowest index wins (``torch``: any). The
+    weights are the chosen scores without bias over their sum (at least 1e-20), times ``routed_scale``.
 
     NaN compares as -inf, so the ids are always different and in range, and a token with a NaN anywhere has weights that
     are all NaN. Raises ValueError where the numbers do not fit one another.

@@ -27,10 +27,11 @@ def expand_rows(
 
 
 def reduce(y_PD: Tensor, row_to_padded_RK: Tensor) -> Tensor:
-    x_RD = y_PD.new_zeros(len(row_to_padded_RK), y_PD.shape[1], dtype=torch.float32)
+    wide = torch.promote_types(y_PD.dtype, torch.float32)
+    x_RD = y_PD.new_zeros(len(row_to_padded_RK), y_PD.shape[1], dtype=wide)
     for padded_R in row_to_padded_RK.unbind(1):
         there = padded_R >= 0
-        x_RD[there] += y_PD[padded_R[there]].float()
+        x_RD[there] += y_PD[padded_R[there]].to(wide)
     return x_RD.to(y_PD.dtype)
 
 

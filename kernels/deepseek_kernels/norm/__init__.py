@@ -3,8 +3,8 @@
     y = gain * cast(x * scale),  scale = 1 / sqrt(mean(x^2) + eps)
 
 FP32 inside, a row's ``scale`` kept for the backward pass. The gain multiplies after the cast to the dtype of ``x``, as
-in the published inference code, and the product is rounded once more. Legend: M rows, D channels (any number), P parts
-of the rows; see ``formats``.
+in the published inference code, and the product is rounded once more. The reference also takes FP64. Legend: M rows, D
+channels (any number), P parts of the rows; see ``formats``.
 """
 
 import torch
@@ -25,7 +25,7 @@ def _fake_quantise(x: Tensor, gain: Tensor, eps: float, pow2: bool) -> tuple[Ten
 
 
 def _per_row(x: Tensor) -> Tensor:
-    return x.new_empty(len(x), dtype=torch.float32)
+    return x.new_empty(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _fake_backward(dy: Tensor, x: Tensor, scale: Tensor, gain: Tensor) -> Tensor:

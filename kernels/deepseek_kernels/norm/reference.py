@@ -1,4 +1,4 @@
-"""RMSNorm in plain torch."""
+"""RMSNorm in plain torch, in FP32 (FP64 for FP64): also what CPUs train with, so steps that can are done in place."""
 
 import torch
 from torch import Tensor
@@ -6,14 +6,14 @@ from torch import Tensor
 from deepseek_kernels.quant.reference import quantise_rows
 
 
-def _normed(x_MD: Tensor, scale_M: Tensor) -> Tensor:
-    return x_MD.float() * scale_M.unsqueeze(-1)
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def rms_norm(x_MD: Tensor, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    scale_M = 1.0 / (x_MD.float().square().mean(-1) + eps).sqrt()
-    y_MD = _normed(x_MD, scale_M).to(x_MD.dtype).float() * gain_D.float()
-    return y_MD.to(x_MD.dtype), scale_M
+    length_M1 = torch.linalg.vector_norm(x_MD, dim=-1, keepdim=True, dtype=_wide(x_MD.dtype))
+    scale_M1 = (length_M1.square_() / x_MD.shape[-1]).add_(eps).rsqrt_()
+    return (x_MD * scale_M1).to(x_MD.dtype).mul_(gain_D), scale_M1.squeeze(-1)
 
 
 def rms_norm_quantise(
@@ -24,10 +24,12 @@ def rms_norm_quantise(
 
 
 def rms_norm_backward(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, gain_D: Tensor) -> Tensor:
-    normed_MD, d_normed_MD = _normed(x_MD, scale_M), dy_MD.float() * gain_D.float()
-    along_M = (d_normed_MD * normed_MD).mean(-1, keepdim=True)
-    return ((d_normed_MD - normed_MD * along_M) * scale_M.unsqueeze(-1)).to(x_MD.dtype)
+    scale_M1 = scale_M.unsqueeze(-1)
+    normed_MD, d_normed_MD = x_MD * scale_M1, dy_MD * gain_D.to(scale_M.dtype)
+    along_M1 = (d_normed_MD * normed_MD).mean(-1, keepdim=True)
+    return d_normed_MD.addcmul_(normed_MD, along_M1, value=-1.0).mul_(scale_M1).to(x_MD.dtype)
 
 
 def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D: Tensor) -> None:
-    into_D += (dy_MD.float() * _normed(x_MD, scale_M).to(x_MD.dtype).float()).sum(0, dtype=torch.float32)
+    normed_MD = (x_MD * scale_M.unsqueeze(-1)).to(x_MD.dtype)
+    into_D += (normed_MD.to(scale_M.dtype).mul_(dy_MD)).sum(0, dtype=into_D.dtype)

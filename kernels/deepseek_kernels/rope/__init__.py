@@ -16,12 +16,12 @@ _rotate_ = define(
     __name__,
     "rotate_(Tensor(a!) x, Tensor turns, bool inverse, *, str backend) -> ()",
     _fake_rotate_,
-    ("reference", "triton"),
+    ("reference", "triton", "torch"),
 )
 
 
 def rotate_(x_BTHR: Tensor, turns_TR2: Tensor, *, inverse: bool, backend: str) -> None:
-    """Turns x, BF16 or FP32 [B, T, H, R], in place; computed in FP32, rounded once.
+    """Turns x, BF16 or FP32 [B, T, H, R], in place; computed in FP32, rounded once. (The reference also takes FP64.)
 
     ``x`` may be a part of the channels of something larger: ``q[..., 128:]`` of [B, T, H, 192] turns MLA's 64 and
     touches no others. ``turns``: FP32 [T, R / 2, 2], cosine and sine of each position and pair (``view_as_real`` of

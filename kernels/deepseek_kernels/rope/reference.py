@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def rotate_(x_BTHR: Tensor, turns_TR2: Tensor, inverse: bool) -> None:
-    a, b = x_BTHR.float().unflatten(-1, (-1, 2)).unbind(-1)
+    wide = x_BTHR.to(torch.promote_types(x_BTHR.dtype, torch.float32))
+    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = turns_TR2.unsqueeze(1).unbind(-1)
     if inverse:
         sin = -sin

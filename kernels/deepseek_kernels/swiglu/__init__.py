@@ -3,7 +3,8 @@
     y = silu(gate) * up * weight
 
 ``gate_up`` is [M, 2F], the gate half first; ``weight``, one number a row or None for 1, is the routing weight that the
-down-projection would otherwise see after it. All of it is FP32 inside. What is quantised is quantised from FP32: y and
+down-projection would otherwise see after it. All of it is FP32 inside (in the
+reference FP64 for FP64). What is quantised is quantised from FP32: y and
 d_gate_up are never rounded to BF16 on their way to E4M3, in any backend.
 
 ``gate_up`` may also be ``Rows`` of width 2F: kept in FP8 in tiles of 1 x 128, as the report does, and dequantised as it

@@ -1,24 +1,26 @@
-"""SwiGLU in plain torch. Legend: see the package."""
+"""SwiGLU in plain torch, in FP32 (FP64 for FP64): also what CPUs train with. Legend: see the package."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deepseek_kernels.quant.reference import dequantise, quantise_both, quantise_columns, quantise_rows
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _halves(gate_up: Tensor, scales: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    wide = gate_up.float() if scales is None else dequantise(gate_up, scales, width, torch.float32)
+    wide = _wide(gate_up) if scales is None else dequantise(gate_up, scales, width, torch.float32)
     gate_MF, up_MF = wide.chunk(2, -1)
     return gate_MF, up_MF
 
 
-def _weighted(y_MF: Tensor, weight: Tensor | None) -> Tensor:
-    return y_MF if weight is None else y_MF * weight.float().unsqueeze(-1)
-
-
 def _activation(gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None) -> Tensor:
     gate_MF, up_MF = _halves(gate_up, scales, width)
-    return _weighted(gate_MF * gate_MF.sigmoid() * up_MF, weight)
+    y_MF = functional.silu(gate_MF).mul_(up_MF)
+    return y_MF if weight is None else y_MF.mul_(weight.unsqueeze(-1))
 
 
 def swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
@@ -41,13 +43,17 @@ def _gradients(
     dy: Tensor, gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     gate_MF, up_MF = _halves(gate_up, scales, width)
-    s_MF = gate_MF.sigmoid()
-    silu_MF, slope_MF = gate_MF * s_MF, s_MF * (1.0 + gate_MF * (1.0 - s_MF))
-    weighted_MF = _weighted(dy.float(), weight)
-    d_gate_up = torch.cat([weighted_MF * up_MF * slope_MF, weighted_MF * silu_MF], -1)
-    if weight is None:
-        return d_gate_up, dy.new_empty(0)
-    return d_gate_up, (dy.float() * silu_MF * up_MF).sum(-1).to(weight.dtype)
+    dy = _wide(dy)
+    d_gate_up = dy.new_empty(len(dy), width)
+    d_gate_MF, d_up_MF = d_gate_up.chunk(2, -1)
+    torch.mul(dy, functional.silu(gate_MF), out=d_up_MF)
+    d_silu_MF, d_weight = dy * up_MF, dy.new_empty(0)
+    if weight is not None:
+        d_weight = (d_up_MF * up_MF).sum(-1).to(weight.dtype)
+        d_up_MF.mul_(weight.unsqueeze(-1))
+        d_silu_MF.mul_(weight.unsqueeze(-1))
+    torch.ops.aten.silu_backward.grad_input(d_silu_MF, gate_MF, grad_input=d_gate_MF)
+    return d_gate_up, d_weight
 
 
 def swiglu_backward(
