@@ -10,10 +10,12 @@ from benchmarks.kernel.contest import Ceilings, Contest, Result
 
 REHEARSAL = Ceilings(1e12, 1e12, 1e12)
 MEMORY_FLOOR_BYTES = 2 << 30
+HEAD_START = 400_000  # cycles, some 0.2 ms: launching takes the CPU less
 
 
 def median_ms(call: Callable[[], object], device: torch.device, milliseconds: int = 40) -> float:
-    """Events around each call, after a warm-up that compiles."""
+    """Events around each call, after a warm-up that compiles. The GPU sleeps before each until the CPU has launched it
+    all: otherwise short calls would be timed at the speed of launching."""
     call()
     if device.type != "cuda":
         started = time.perf_counter()
@@ -24,6 +26,7 @@ def median_ms(call: Callable[[], object], device: torch.device, milliseconds: in
     spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
     started = time.perf_counter()
     while len(spans) < 10 or (time.perf_counter() - started) * 1e3 < milliseconds:
+        torch.cuda._sleep(HEAD_START)
         flush.zero_()
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
