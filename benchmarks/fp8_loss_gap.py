@@ -62,6 +62,7 @@ def main() -> None:
         "--minutes", type=float, default=30.0, help="of the long runs, as a calibration tells"
     )
     parser.add_argument("--ablation-minutes", type=float, default=15.0)
+    parser.add_argument("--steps", type=int, help="of the long runs, instead of a calibration")
     parser.add_argument(
         "--data", type=Path, default=Path("datasets/loss_gap"), help="prepared if it is not there"
     )
