@@ -2,44 +2,72 @@
 recipe, with Hopper's accumulation emulated; and what changes where a part of the recipe is left out.
 
     python -m benchmarks.fp8_loss_gap                        # 45 minutes on two cores; leave the machine alone
-    python -m benchmarks.fp8_loss_gap --minutes 1 --ablation-minutes 1 --out FOLDER
+    python -m benchmarks.fp8_loss_gap --minutes 2 --ablation-minutes 1 --out FOLDER
 """
 
 import argparse
-import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.loss_gap import picture, report
 from benchmarks.loss_gap.cases import ABLATIONS, BF16, FP8, SMALL, Case, Size
+from benchmarks.loss_gap.gradients import gradient_errors
 from benchmarks.loss_gap.training import Curve, Looks, seconds_per_step, train
 from deepseek_train.config.schema import DataConfig
 from deepseek_train.data.prepare import prepare
+from deepseek_train.monitor.machine import machine_facts
+from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters
 
 RESULTS = Path(__file__).parent / "results"
+SOURCE = "builtin:numpy+torch"
 PROCESSES = 2
-SHORT = "short, "
 _CALIBRATION = 6  # steps
-_SHORT_WORK = 2.5  # the ablations' runs in runs of FP8, on two cores
+_SHORT_WORK = 2.5  # all short runs on two cores, in short runs of FP8
 
 
-def long_cases(steps: int) -> list[Case]:
-    others = [Case(f"bf16, seed {seed}", BF16, steps, seed) for seed in (1, 2)]
-    return [Case("fp8", FP8, steps), Case("bf16", BF16, steps), *others]
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on what, and for how long."""
+
+    size: Size
+    data: str
+    steps: int
+    short_steps: int
+    looks: Looks = Looks()
+
+    def cases(self) -> list[Case]:
+        """The slowest first; the other seeds of BF16 keep its process busy meanwhile."""
+        seeds = [Case(f"bf16, seed {seed}", BF16, self.steps, seed) for seed in (1, 2)]
+        cases = [Case("fp8", FP8, self.steps), Case("bf16", BF16, self.steps), *seeds]
+        short = [Case("fp8", FP8, self.short_steps)]
+        short += [Case(name, how, self.short_steps) for name, how in ABLATIONS.items()]
+        short += [replace(case, steps=self.short_steps) for case in cases[1:3]]
+        return cases + [replace(case, name=report.SHORT + case.name) for case in short]
 
 
-def short_cases(steps: int) -> list[Case]:
-    cases = [Case("fp8", FP8, steps), *(Case(name, how, steps) for name, how in ABLATIONS.items())]
-    cases += [Case("bf16", BF16, steps), Case("bf16, seed 1", BF16, steps, 1)]
-    return [replace(case, name=SHORT + case.name) for case in cases]
+def measure(plan: Plan, out: Path) -> None:
+    """Writes ``out``/fp8_loss_gap.{json,md,png} after every run: the later ones may be given up."""
+    found: dict[str, Curve] = {}
+    errors = gradient_errors(plan.size, plan.data, plan.short_steps // 2, plan.short_steps)
+    path, facts, before = out / "fp8_loss_gap.json", _facts(plan), os.getloadavg()[0]
+    for curve in _curves(plan):
+        found[curve.name] = curve
+        ordered = {case.name: found[case.name] for case in plan.cases() if case.name in found}
+        load = {"load, before and after": f"{before:.1f}, {os.getloadavg()[0]:.1f}"}
+        report.save(path, facts | load, ordered, errors)
+        picture.draw(ordered, path.with_suffix(".png"))
 
 
-def curves(cases: list[Case], size: Size, data: str, looks: Looks) -> Iterator[Curve]:
+def _curves(plan: Plan) -> Iterator[Curve]:
     """Each when it is finished; two at a time, each in a process of its own."""
     with ProcessPoolExecutor(PROCESSES, get_context("spawn"), max_tasks_per_child=1) as pool:
-        running: list[Future[Curve]] = [pool.submit(train, case, size, data, looks) for case in cases]
+        running: list[Future[Curve]] = [
+            pool.submit(train, case, plan.size, plan.data, plan.looks) for case in plan.cases()
+        ]
         for one in as_completed(running):
             yield one.result()
 
@@ -54,6 +82,21 @@ def calibrated(size: Size, data: str) -> float:
         return both[0].result()
 
 
+def _facts(plan: Plan) -> dict[str, str]:
+    facts, m = machine_facts(), plan.size.model
+    return {
+        "machine": f"{facts.cpu}, {facts.cores} cores; torch {dict(facts.versions)['torch']}",
+        "revision": facts.git_revision or "unknown",
+        "model": f"{count_parameters(all_weights(m)) / 1e6:.1f}M parameters, "
+        f"{count_active_parameters(m) / 1e6:.1f}M active; hidden {m.hidden_size}, dense FFN {m.dense_ffn_size}, "
+        f"{m.num_layers} layers, {m.num_dense_layers} of them dense, {m.num_routed_experts} experts of "
+        f"{m.expert_ffn_size}, top {m.experts_per_token}",
+        "text": f"{SOURCE}, a step {plan.size.sequences} x {plan.size.length} tokens, "
+        f"{plan.steps} and {plan.short_steps} steps",
+        "held out": f"the first {plan.looks.batches_at_end * plan.size.tokens} tokens of the split, at the end",
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,20 +106,15 @@ def main() -> None:
     )
     parser.add_argument("--ablation-minutes", type=float, default=15.0)
     parser.add_argument("--steps", type=int, help="of the long runs, instead of a calibration")
-    parser.add_argument(
-        "--data", type=Path, default=Path("datasets/loss_gap"), help="prepared if it is not there"
-    )
+    parser.add_argument("--data", default="datasets/loss_gap", help="folder, prepared if it is not there")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for fp8_loss_gap.{json,md,png}")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    prepare(DataConfig(str(args.data), source="builtin:numpy+torch"), SMALL.model.vocab_size)
-    steps = args.steps or int(args.minutes * 60 / calibrated(SMALL, str(args.data)))
+    prepare(DataConfig(args.data, source=SOURCE), SMALL.model.vocab_size, progress=True)
+    steps = args.steps or max(1, int(args.minutes * 60 / calibrated(SMALL, args.data)))
     short = max(1, int(steps * args.ablation_minutes / args.minutes / _SHORT_WORK))
-    print(f"{steps} steps, {short} of short runs", flush=True)
-    found = []
-    for curve in curves([*long_cases(steps), *short_cases(short)], SMALL, str(args.data), Looks()):
-        found.append(curve)
-        (args.out / "fp8_loss_gap.json").write_text(json.dumps([asdict(c) for c in found]) + "\n")
+    measure(Plan(SMALL, args.data, steps, short), args.out)
+    print((args.out / "fp8_loss_gap.md").read_text())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from benchmarks.loss_gap.cases import Case, Size, optim_of
 from deepseek_kernels.choice import choose
@@ -22,7 +23,7 @@ from deepseek_train.phases.recompute import Recomputation
 from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.executor import Executor, PreparedSchedule
-from deepseek_train.pipeline.values import Boundary, LossScales
+from deepseek_train.pipeline.values import Boundary, LossScales, Ran
 from deepseek_train.schedule.catalog import make_schedule
 from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.spec.stages import split_layers
@@ -92,8 +93,7 @@ class Trainee:
     def step(self, number: int) -> tuple[float, bool]:
         """Step ``number`` from 0: its loss, and whether it was skipped."""
         before = number * self._size.tokens
-        scales = LossScales(main=1.0, mtp=0.0, balance=self._optim.sequence_balance_weight)
-        ran = self._executor.run(self._training, lambda _: self._batch(self._train, number), scales)
+        ran = self._accumulate(number)
         self._optimizer.reduce()
         outcome = self._optimizer.step(value_at(self._optim.lr, before + self._size.tokens))
         if self._fp8 is not None:
@@ -104,6 +104,18 @@ class Trainee:
                 update_bias(router.bias, ran.loads[layer], speed, self._optim.balance_rule)
         return float(ran.main[0]), outcome.skipped
 
+    def gradients(self, number: int) -> Tensor:
+        """Of all weights on step ``number``'s batch, flat, without a step."""
+        self._accumulate(number)
+        grads = [weight.main_grad.flatten().clone() for weight in self._stage.weights().values()]
+        for weight in self._stage.weights().values():
+            weight.main_grad.zero_()
+        return torch.cat(grads)
+
+    def take_weights(self, other: "Trainee") -> None:
+        """Weights and balance biases. For ``gradients``: the optimizer keeps its own."""
+        self._stage.load_state_dict(other._stage.state_dict())
+
     def validate(self, batches: int) -> float:
         """Mean loss over the first ``batches`` batches that are held out."""
         total = 0.0
@@ -111,6 +123,10 @@ class Trainee:
             batch = self._batch(self._held_out, number)
             total += float(self._executor.run(self._evaluation, lambda _, b=batch: b, None).main[0])
         return total / batches
+
+    def _accumulate(self, number: int) -> Ran:
+        scales = LossScales(main=1.0, mtp=0.0, balance=self._optim.sequence_balance_weight)
+        return self._executor.run(self._training, lambda _: self._batch(self._train, number), scales)
 
     def _batch(self, source: TokenSource, number: int) -> MicroBatch:
         size = self._size.sequences
