@@ -24,7 +24,6 @@ from deepseek_train.spec.weights import all_weights, count_active_parameters, co
 
 RESULTS = Path(__file__).parent / "results"
 SOURCE = "builtin:numpy+torch"
-PROCESSES = 2
 _CALIBRATION = 6  # steps
 _SHORT_WORK = 2.5  # all short runs on two cores, in short runs of FP8
 
@@ -38,6 +37,7 @@ class Plan:
     steps: int
     short_steps: int
     looks: Looks = Looks()
+    processes: int = 2  # 1: all runs in this one
 
     def cases(self) -> list[Case]:
         """The slowest first; the other seeds of BF16 keep its process busy meanwhile."""
@@ -54,7 +54,7 @@ def measure(plan: Plan, out: Path) -> None:
     found: dict[str, Curve] = {}
     errors = gradient_errors(plan.size, plan.data, plan.short_steps // 2, plan.short_steps)
     path, facts, before = out / "fp8_loss_gap.json", _facts(plan), os.getloadavg()[0]
-    for curve in _curves(plan):
+    for curve in curves(plan, plan.cases()):
         found[curve.name] = curve
         ordered = {case.name: found[case.name] for case in plan.cases() if case.name in found}
         load = {"load, before and after": f"{before:.1f}, {os.getloadavg()[0]:.1f}"}
@@ -62,11 +62,14 @@ def measure(plan: Plan, out: Path) -> None:
         picture.draw(ordered, path.with_suffix(".png"))
 
 
-def _curves(plan: Plan) -> Iterator[Curve]:
-    """Each when it is finished; two at a time, each in a process of its own."""
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn"), max_tasks_per_child=1) as pool:
+def curves(plan: Plan, cases: list[Case]) -> Iterator[Curve]:
+    """Each when it is finished, from a process of its own."""
+    if plan.processes == 1:
+        yield from (train(case, plan.size, plan.data, plan.looks) for case in cases)
+        return
+    with ProcessPoolExecutor(plan.processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         running: list[Future[Curve]] = [
-            pool.submit(train, case, plan.size, plan.data, plan.looks) for case in plan.cases()
+            pool.submit(train, case, plan.size, plan.data, plan.looks) for case in cases
         ]
         for one in as_completed(running):
             yield one.result()
@@ -74,7 +77,7 @@ def _curves(plan: Plan) -> Iterator[Curve]:
 
 def calibrated(size: Size, data: str) -> float:
     """Seconds of a step of FP8 beside a run of BF16."""
-    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         both = [
             pool.submit(seconds_per_step, Case("calibration", how, 1000), size, data, _CALIBRATION)
             for how in (FP8, BF16)

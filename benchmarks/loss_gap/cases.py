@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -77,7 +78,7 @@ def precision(name: str) -> PrecisionConfig:
     return parse(PrecisionConfig, yaml.safe_load((_PRECISIONS / f"{name}.yaml").read_text()))
 
 
-def _fp8(**changes: object) -> PrecisionConfig:
+def _fp8(**changes: Any) -> PrecisionConfig:
     shipped = precision("fp8")
     assert shipped.fp8 is not None
     return replace(shipped, fp8=replace(shipped.fp8, **changes))

@@ -19,6 +19,7 @@ def draw(curves: Mapping[str, Curve], path: Path) -> Path:
     runs = {name: curve for name, curve in curves.items() if not name.startswith(SHORT)}
     figure = new_figure(9.0, 6.0)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    below.axhline(0, color=INK, linewidth=0.8)
     for name, curve in runs.items():
         tokens_S = np.arange(1, len(curve.losses) + 1) * curve.tokens_per_step
         smooth_S, colour = smooth(np.array(curve.losses)), _COLOURS.get(name, _OTHERS)
@@ -44,10 +45,10 @@ def draw(curves: Mapping[str, Curve], path: Path) -> Path:
                 tokens_S[-len(gaps_S) :], gaps_S, color=colour, linewidth=1.6 if thick else 0.8, label=name
             )
     below.axhspan(-GOAL, GOAL, color=FAINT, alpha=0.5)
-    below.axhline(0, color=INK, linewidth=0.8)
     dress(above, "Training loss (dots: held out)", "", "nats a token")
     dress(below, f"Gap to bf16, means over a tenth of the run; grey: +-{GOAL} %", "tokens", "%")
     count_ticks(below)
     above.legend(frameon=False, fontsize=8)
-    below.legend(frameon=False, fontsize=8)
+    if below.lines[1:]:  # the first is zero
+        below.legend(frameon=False, fontsize=8)
     return save(figure, path)

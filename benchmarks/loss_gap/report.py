@@ -23,24 +23,25 @@ _HEAD = f"""# What FP8 training loses
 Made by `python -m benchmarks.fp8_loss_gap`: one small DeepSeek-V3 (MLA, a dense layer, MoE layers with shared expert
 and balance biases), trained on real text in one process a run. *fp8* is `precision=fp8`, V3's recipe, with products
 added up as Hopper's tensor cores do it (`accumulate: hopper`: 32 products at a time into an accumulator of 13 fraction
-bits, promoted to FP32 every 128). *bf16* is `precision=bf16`. Both begin with the same weights and see the same batches.
-*Seed n* is BF16 from other initial weights, on the same batches: how far two runs of one precision are apart, the noise.
+bits, promoted to FP32 every 128). *bf16* is `precision=bf16`. Both begin with the same weights and see the same
+batches. *Seed n* is BF16 from other initial weights, on the same batches: how far two runs of one precision are apart,
+the noise.
 
-Loss: mean of the training loss over the last {_END:.0%} of steps, and loss on the same held-out text at the end. Gap: what
-it is above that of bf16 of the same length, in % of it; +- is one standard error over batches, two runs' weights taken
-as they are.
+Loss: mean of the training loss over the last {_END:.0%} of steps, and loss on the same held-out text at the end.
+Gap: what it is above that of bf16 of the same length, in % of it; +- is one standard error over batches, two runs'
+weights taken as they are.
 """
 _ABLATIONS = """## Without a part of the recipe
 
-Shorter runs. *Unpromoted*: all products of a sum stay in the tensor cores' accumulator. *Per tensor*: one scale for each
-tensor instead of one for each tile. *Block gradients*: gradients of linears' results in tiles of 128 x 128, with
+Shorter runs. *Unpromoted*: all products of a sum stay in the tensor cores' accumulator. *Per tensor*: one scale for
+each tensor instead of one for each tile. *Block gradients*: gradients of linears' results in tiles of 128 x 128, with
 which V3's authors saw a model of 16B parameters diverge (V3 report, appendix B.2).
 """
 _GRADIENTS = """## One step's gradients
 
 Of all weights together, against FP32 at the same weights on the same batch. Error: length of the difference; length:
-that of the projection on FP32's gradient; below 1, gradients are systematically too short. *Exact sums*: FP8 with tiles
-added up in FP32 throughout.
+that of the projection on FP32's gradient; below 1, gradients are systematically too short. *Exact sums*: FP8 with
+tiles added up in FP32 throughout.
 """
 
 

@@ -96,8 +96,7 @@ class Trainee:
         ran = self._accumulate(number)
         self._optimizer.reduce()
         outcome = self._optimizer.step(value_at(self._optim.lr, before + self._size.tokens))
-        if self._fp8 is not None:
-            self._fp8.copies.forget()
+        self._weights_changed()
         if not outcome.skipped:
             speed = value_at(self._optim.balance_speed, before)
             for layer, router in self._stage.routers():
@@ -115,14 +114,19 @@ class Trainee:
     def take_weights(self, other: "Trainee") -> None:
         """Weights and balance biases. For ``gradients``: the optimizer keeps its own."""
         self._stage.load_state_dict(other._stage.state_dict())
+        self._weights_changed()
 
     def validate(self, batches: int) -> float:
         """Mean loss over the first ``batches`` batches that are held out."""
-        total = 0.0
-        for number in range(batches):
-            batch = self._batch(self._held_out, number)
-            total += float(self._executor.run(self._evaluation, lambda _, b=batch: b, None).main[0])
-        return total / batches
+        return sum(self._held_out_loss(number) for number in range(batches)) / batches
+
+    def _held_out_loss(self, number: int) -> float:
+        ran = self._executor.run(self._evaluation, lambda _: self._batch(self._held_out, number), None)
+        return float(ran.main[0])
+
+    def _weights_changed(self) -> None:
+        if self._fp8 is not None:
+            self._fp8.copies.forget()
 
     def _accumulate(self, number: int) -> Ran:
         scales = LossScales(main=1.0, mtp=0.0, balance=self._optim.sequence_balance_weight)
@@ -144,16 +148,16 @@ def train(case: Case, size: Size, data: str, looks: Looks) -> Curve:
         loss, bad = trainee.step(done - 1)
         losses.append(loss)
         skipped += bad
-        if done == case.steps or (done % every == 0 and done + every <= case.steps):
-            seen.append(
-                (done, trainee.validate(looks.batches_at_end if done == case.steps else looks.batches))
-            )
-            recent, passed = losses[-20:], time.perf_counter() - started
-            print(
-                f"{case.name}: {done * size.tokens} tokens, {passed:.0f} s, loss {sum(recent) / len(recent):.4f}, "
-                f"held out {seen[-1][1]:.4f}",
-                flush=True,
-            )
+        last = done == case.steps
+        if not last and (done % every or done + every > case.steps):
+            continue
+        seen.append((done, trainee.validate(looks.batches_at_end if last else looks.batches)))
+        recent, passed = losses[-20:], time.perf_counter() - started
+        print(
+            f"{case.name}: {done * size.tokens} tokens, {passed:.0f} s, loss {sum(recent) / len(recent):.4f}, "
+            f"held out {seen[-1][1]:.4f}",
+            flush=True,
+        )
     return Curve(
         name=case.name,
         tokens_per_step=size.tokens,
@@ -166,7 +170,7 @@ def train(case: Case, size: Size, data: str, looks: Looks) -> Curve:
 
 
 def seconds_per_step(case: Case, size: Size, data: str, steps: int) -> float:
-    """Wall clock of a step in the middle of ``steps``, while others may run."""
+    """Wall clock, mean over all steps but the first."""
     torch.set_num_threads(1)
     trainee, times = Trainee(case, size, data), []
     for number in range(steps):
