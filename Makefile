@@ -26,8 +26,10 @@ check: $(READY) ## Lint, format, types, floors
 	$(BIN)/lint-imports
 
 gate: $(READY) .venv/triton-$(OLDER)/triton ## Compile all kernels for Hopper, no GPU needed, and hold them to their limits
-	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m deepseek_kernels.gate $(ARGS)
-	env -u TRITON_INTERPRET PYTHONPATH=.venv/triton-$(OLDER) $(BIN)/python -m deepseek_kernels.gate $(ARGS)
+	@PYTHONPATH=.venv/triton-$(OLDER) env -u TRITON_INTERPRET \
+		$(BIN)/python -m deepseek_kernels.gate $(ARGS) >.venv/gate-$(OLDER).log 2>&1 & older=$$!; \
+	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m deepseek_kernels.gate $(ARGS); newest=$$?; \
+	wait $$older; older=$$?; cat .venv/gate-$(OLDER).log; exit $$((newest + older))
 
 clean: ## Remove the environment and the caches (never runs/ and datasets/)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

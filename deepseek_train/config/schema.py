@@ -142,8 +142,9 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """The backend of each family of kernels. auto: the plain-torch reference on CPUs, Triton on GPUs (gemm and
-    attention: torch's own). A backend that is named and cannot run is an error."""
+    """The backend of each family of kernels. auto: the plain-torch reference on CPUs; on GPUs Triton, for products our
+    CUDA kernel where it can be compiled, for attention torch's own. A backend that is named and cannot run is an
+    error."""
 
     quant: str = "auto"
     gemm: str = "auto"

@@ -36,31 +36,31 @@ def _fake_gain_gradient(dy: Tensor, x: Tensor, scale: Tensor, into: Tensor) -> N
     return None
 
 
-_BOTH = ("reference", "triton")
+_BACKENDS = ("reference", "triton", "ext")
 _rms_norm = define(
     __name__,
     "rms_norm(Tensor x, Tensor gain, float eps, *, str backend) -> (Tensor, Tensor)",
     _fake_norm,
-    _BOTH,
+    _BACKENDS,
 )
 _rms_norm_quantise = define(
     __name__,
     "rms_norm_quantise(Tensor x, Tensor gain, float eps, bool pow2, *, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_quantise,
-    _BOTH,
+    _BACKENDS,
 )
 _rms_norm_backward = define(
     __name__,
     "rms_norm_backward(Tensor dy, Tensor x, Tensor scale, Tensor gain, *, str backend) -> Tensor",
     _fake_backward,
-    _BOTH,
+    _BACKENDS,
 )
 _rms_norm_gain_gradient = define(
     __name__,
     "rms_norm_gain_gradient(Tensor dy, Tensor x, Tensor scale, Tensor(a!) into, *, str backend) -> ()",
     _fake_gain_gradient,
-    _BOTH,
+    _BACKENDS,
 )
 
 

@@ -45,7 +45,7 @@ def norm_kernel(
     if QUANTISE:
         wide = tl.where(inside, y.to(tl.float32), 0.0)  # 0 * NaN must not get into the padding
         tile_scale = scale_of(tl.max(tl.abs(wide), axis=1), POW2)
-        values = (wide * inverse_of(tile_scale)[:, None]).to(tl.float8e4nv)
+        values = (wide * inverse_of(tile_scale, POW2)[:, None]).to(tl.float8e4nv)
         at = tl.max_contiguous(value_ptr + m * KP + k, [1, VECTOR])
         tl.store(at, values, mask=k < KP)
         tl.store(tile_scale_ptr + g.to(tl.int64) * M + m, tile_scale, mask=g * 128 < KP)

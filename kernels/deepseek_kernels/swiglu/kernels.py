@@ -70,7 +70,7 @@ def rows_kernel(
     y = activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
     y = tl.where(inside, y, 0.0)  # 0 * NaN must not get into the padding
     scale = scale_of(tl.max(tl.abs(y), axis=1), POW2)
-    values = (y * inverse_of(scale)[:, None]).to(tl.float8e4nv)
+    values = (y * inverse_of(scale, POW2)[:, None]).to(tl.float8e4nv)
     tl.store(value_ptr + m[:, None] * FP + first + c, values, mask=(m < M)[:, None])
     tl.store(y_scale_ptr + first // 128 * M + m, scale, mask=m < M)
 
@@ -86,7 +86,7 @@ def columns_kernel(
     inside = (m < M)[:, None] & (first + c < F)
     y = activation(x_ptr, scale_ptr, weight_ptr, m, first, c, inside, M, F, S, WHOLE)
     scale = scale_of(tl.max(tl.abs(y), axis=0), POW2)[None, :]
-    values = (y * inverse_of(scale)).to(tl.float8e4nv)
+    values = (y * inverse_of(scale, POW2)).to(tl.float8e4nv)
     tl.store(value_ptr + (first + c).to(tl.int64) * MP + m[:, None], values, mask=first + c < F)
     tile = tl.program_id(0) // tl.cdiv(F, C)
     tl.store(y_scale_ptr + tile.to(tl.int64) * F + first + c, scale, mask=first + c < F)
@@ -126,11 +126,11 @@ def store_both(
     tile = tl.program_id(0) // (W // 256)
     c = first + tl.arange(0, 128)
     scale = scale_of(tl.max(tl.abs(d), axis=1), POW2)
-    values = (d * inverse_of(scale)[:, None]).to(tl.float8e4nv)
+    values = (d * inverse_of(scale, POW2)[:, None]).to(tl.float8e4nv)
     tl.store(value_ptr + m[:, None] * W + c[None, :], values, mask=(m < M)[:, None])
     tl.store(row_scale_ptr + first // 128 * M + m, scale, mask=m < M)
     scale = scale_of(tl.max(tl.abs(d), axis=0), POW2)
-    values = (d * inverse_of(scale)[None, :]).to(tl.float8e4nv)
+    values = (d * inverse_of(scale, POW2)[None, :]).to(tl.float8e4nv)
     tl.store(turned_ptr + c[None, :].to(tl.int64) * MP + m[:, None], values)
     tl.store(column_scale_ptr + tile.to(tl.int64) * W + c, scale)
 
