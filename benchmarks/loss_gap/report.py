@@ -14,7 +14,7 @@ from benchmarks.loss_gap.training import Curve
 from deepseek_train.monitor import markdown, numbers
 
 SHORT = "short, "
-BF16 = "bf16"
+FP8, BF16 = "fp8", "bf16"
 GOAL = 0.25  # %: the V3 report's bound (section 3.3)
 _END = 0.1  # of a run, over which the training loss is averaged at its end
 
@@ -24,11 +24,11 @@ Made by `python -m benchmarks.fp8_loss_gap`: one small DeepSeek-V3 (MLA, a dense
 and balance biases), trained on real text in one process a run. *fp8* is `precision=fp8`, V3's recipe, with products
 added up as Hopper's tensor cores do it (`accumulate: hopper`: 32 products at a time into an accumulator of 13 fraction
 bits, promoted to FP32 every 128). *bf16* is `precision=bf16`. Both begin with the same weights and see the same
-batches. *Seed n* is BF16 from other initial weights, on the same batches: how far two runs of one precision are apart,
-the noise.
+batches. *Seed n*: the same from other initial weights, on the same batches.
 
 Loss: mean of the training loss over the last {_END:.0%} of steps, and loss on the same held-out text at the end.
-Gap: what it is above that of bf16 of the same length, in % of it; +- is one standard error over batches, two runs'
+Gap: what it is above that of bf16 of the same length from the same weights, in % of it; of bf16 itself, that of its
+first run: how far two runs of one precision are apart, the noise. +- is one standard error over batches, two runs'
 weights taken as they are.
 """
 _ABLATIONS = """## Without a part of the recipe
@@ -62,12 +62,14 @@ class Row:
 
 
 def twin_of(name: str) -> str:
-    """The BF16 run of the same length."""
-    return (SHORT if name.startswith(SHORT) else "") + BF16
+    """What a run is compared with: BF16 of the same length, for FP8 of the same seed too."""
+    base = name.removeprefix(SHORT)
+    seed = base.removeprefix(FP8) if base.startswith(FP8) else ""
+    return (SHORT if name.startswith(SHORT) else "") + BF16 + seed
 
 
 def row(curve: Curve, curves: Mapping[str, Curve]) -> Row:
-    count = max(1, round(_END * len(curve.losses)))
+    count = window_of(curve)
     end_S, held_out = np.array(curve.losses[-count:]), curve.held_out[-1][1]
     gap = error = held_out_gap = None
     twin = curves.get(twin_of(curve.name))
@@ -109,38 +111,44 @@ def save(
         "curves": [_rounded(curve) for curve in curves.values()],
     }
     path.write_text(json.dumps(found) + "\n")
-    path.with_suffix(".md").write_text(report(facts, rows, errors, _along(curves)))
+    path.with_suffix(".md").write_text(report(facts, rows, errors, mean_gaps(curves)))
 
 
 def _rounded(curve: Curve) -> dict[str, Any]:
     return asdict(curve) | {"losses": [round(loss, 5) for loss in curve.losses]}
 
 
-def _along(curves: Mapping[str, Curve]) -> float | None:
-    if not {"fp8", BF16} <= curves.keys():
+def mean_gaps(curves: Mapping[str, Curve]) -> NDArray[np.float64] | None:
+    """``gaps_along`` of FP8's long runs, over a window of the share that the end is, mean over seeds. None until there
+    is one with its twin."""
+    pairs = [(c, curves[twin_of(n)]) for n, c in curves.items() if n.startswith(FP8) and twin_of(n) in curves]
+    if not pairs:
         return None
-    fp8, bf16 = curves["fp8"], curves[BF16]
-    window = max(1, round(_END * len(fp8.losses)))
-    gaps = gaps_along(fp8, bf16, window)
-    return float(np.abs(gaps[len(gaps) // 2 :]).max())
+    return np.mean([gaps_along(one, twin, window_of(one)) for one, twin in pairs], axis=0)
 
 
-def noise(rows: list[Row], *, short: bool) -> float | None:
-    """The largest gap, either way, of BF16 from other weights."""
-    start = (SHORT if short else "") + "bf16, seed"
-    found = [abs(r.gap) for r in rows if r.name.startswith(start) and r.gap is not None]
-    return max(found, default=None)
+def window_of(curve: Curve) -> int:
+    """Steps that are averaged."""
+    return max(1, round(_END * len(curve.losses)))
+
+
+def _gaps(rows: list[Row], start: str) -> list[float]:
+    return [r.gap for r in rows if r.gap is not None and r.name.removeprefix(SHORT).startswith(start)]
 
 
 def report(
-    facts: Mapping[str, str], rows: list[Row], errors: tuple[GradientError, ...], along: float | None
+    facts: Mapping[str, str],
+    rows: list[Row],
+    errors: tuple[GradientError, ...],
+    along_S: NDArray[np.float64] | None,
 ) -> str:
+    """``along``: ``mean_gaps``."""
     parts = [_HEAD, "\n".join(f"- {key}: {value}" for key, value in facts.items())]
     for short in (False, True):
         some = [r for r in rows if r.name.startswith(SHORT) == short]
         if some:
             parts += [_ABLATIONS] if short else []
-            parts += [_table(some), _verdict(some, along, short=short)]
+            parts += [_table(some), _without(some) if short else _verdict(some, along_S)]
     parts += ["![Losses and gaps](fp8_loss_gap.png)"]
     if errors:
         lines = [(e.name, f"{e.error:.2%}", f"{e.length:.5f}") for e in errors]
@@ -174,26 +182,38 @@ def _percent(gap: float | None, error: float | None = None) -> str:
     return f"{gap:+.2f} %" + (f" +- {error:.2f}" if error is not None else "")
 
 
-def _verdict(rows: list[Row], along: float | None, *, short: bool) -> str:
-    """What the figures say, by one rule: an effect is there where it is larger than the noise."""
-    floor = noise(rows, short=short)
-    gaps = {r.name.removeprefix(SHORT): r.gap for r in rows if r.gap is not None}
-    if floor is None or "fp8" not in gaps:
+def _verdict(rows: list[Row], along_S: NDArray[np.float64] | None) -> str:
+    """Of the long runs. What is larger than the noise counts as seen."""
+    gaps, others = _gaps(rows, FP8), [abs(gap) for gap in _gaps(rows, f"{BF16}, ")]
+    if not gaps or not others or along_S is None:
         return ""
-    if not short:
-        text = (
-            f"Gap of fp8 at the end: **{gaps['fp8']:+.2f} %**; the goal, below {GOAL} %, is "
-            f"{'reached' if gaps['fp8'] < GOAL else 'missed'}. Noise: {floor:.2f} %, "
-            f"{'more' if floor > abs(gaps['fp8']) else 'less'} than the gap."
-        )
-        return text + (
-            f" Largest gap, either way, in the second half (means over {_END:.0%} of the run): {along:.2f} %."
-            if along is not None
-            else ""
-        )
-    more = {name: gap - gaps["fp8"] for name, gap in gaps.items() if not name.startswith(("fp8", BF16))}
-    seen = [f"{name} {gap:+.2f} %" for name, gap in more.items() if gap > floor]
-    unseen = [f"{name} {gap:+.2f} %" for name, gap in more.items() if gap <= floor]
+    mean, floor = float(np.mean(gaps)), max(others)
+    spread = f" +- {np.std(gaps, ddof=1) / len(gaps) ** 0.5:.2f}" if len(gaps) > 1 else ""
+    count = f"mean of {len(gaps)} seeds" if len(gaps) > 1 else "one seed"
+    late_S = along_S[len(along_S) // 2 :]
+    return (
+        f"Gap of fp8 at the end, {count}: **{mean:+.2f} %**{spread}; the goal, below {GOAL} %, is "
+        f"{'reached' if mean < GOAL else 'missed'}. Noise, bf16 from other weights: up to {floor:.2f} %, "
+        f"{'more' if floor > abs(mean) else 'less'} than the gap. In the second half the gap (means over "
+        f"{_END:.0%} of the run) lies between {late_S.min():+.2f} and {late_S.max():+.2f} %."
+    )
+
+
+def _without(rows: list[Row]) -> str:
+    """Of the ablations, by the same rule."""
+    whole, others = _gaps(rows, FP8), [abs(gap) for gap in _gaps(rows, f"{BF16}, ")]
+    if not whole or not others:
+        return ""
+    more = {
+        r.name.removeprefix(SHORT): r.gap - whole[0]
+        for r in rows
+        if r.gap is not None and not r.name.removeprefix(SHORT).startswith((FP8, BF16))
+    }
+    floor = max(others)
+    seen, unseen = (
+        ", ".join(f"{name} {gap:+.2f} %" for name, gap in more.items() if (gap > floor) == above)
+        for above in (True, False)
+    )
     text = f"Against fp8 of the same length, with a noise of {floor:.2f} %: "
-    text += f"visible: {', '.join(seen)}. " if seen else "nothing is visible at this size. "
-    return text + (f"Not above the noise: {', '.join(unseen)}." if unseen else "")
+    text += f"visible: {seen}. " if seen else "no known effect is visible at this size. "
+    return text + (f"Not above the noise: {unseen}." if unseen else "")
