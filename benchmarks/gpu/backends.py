@@ -12,4 +12,4 @@ def chosen_kernels(device_type: str) -> Kernels:
     if not interpreting():
         return Kernels()
     interpreter.install()
-    return choose("cpu", dict.fromkeys(FAMILIES, "triton"))
+    return choose("cpu", dict.fromkeys(set(FAMILIES) - {"wgrad"}, "triton"))

@@ -156,6 +156,7 @@ class KernelConfig:
     rope: str = "auto"
     loss: str = "auto"
     optim: str = "auto"
+    wgrad: str = "auto"  # of linears outside FP8
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ class Experts(nn.Module):
             slots_A, (num_rows, top_k) = arrivals.assignment_to_slot_A, weights_RK.shape
             sorting = Sorting.of(slots_A, rows_E, num_rows, top_k, fp8.kernels.moe)
             return fp8_experts(x_RD, weights_RK, sorting, self.gate_up, self.down, fp8)
+        wgrad = self.context.kernels.wgrad
         copies = copies_of(dispatched, self.context.kernels.moe)
         x_AD, weights_A = expand(dispatched, copies)
-        gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue)
+        gate_up_AF = grouped_linear(x_AD, self.gate_up, rows_E, self.queue, wgrad)
         h_AF = forgettable_swiglu(self.context, gate_up_AF, weights_A)
-        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue), copies)
+        return reduce(grouped_linear(h_AF, self.down, rows_E, self.queue, wgrad), copies)

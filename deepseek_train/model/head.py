@@ -62,7 +62,7 @@ class Head(nn.Module):
         return forgettable_norm(x_BTD, self.final_norm, self.context)
 
     def logits(self, normed_BTD: Tensor) -> Tensor:
-        return linear(normed_BTD, self.weight, self.queue)
+        return linear(normed_BTD, self.weight, self.queue, self.context.kernels.wgrad)
 
     def loss(self, hidden: Hidden) -> Hidden:
         assert hidden.batch is not None

@@ -57,7 +57,7 @@ class LatentAttention(nn.Module):
         if context.fp8 is not None:
             return fp8_attend(q, k, v, self.o, context.fp8, scale=scale, nope=nope)
         out_BTHV = attend(q, k, v, scale=scale, nope=nope, backend=context.kernels.attention)
-        return linear(out_BTHV.flatten(-2), self.o, context.queue)
+        return linear(out_BTHV.flatten(-2), self.o, context.queue, context.kernels.wgrad)
 
     def _heads(
         self, q_BTC: Tensor, kv_BTC: Tensor, k_rope_BTR: Tensor, turns_TR2: Tensor

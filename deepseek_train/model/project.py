@@ -14,7 +14,7 @@ def project(x: Tensor, weight: Weight, context: ModelContext) -> Tensor:
     """x W^T."""
     if context.fp8 is not None:
         return fp8_linear(x, weight, context.fp8)
-    return linear(x, weight, context.queue)
+    return linear(x, weight, context.queue, context.kernels.wgrad)
 
 
 def project_both(x: Tensor, first: Weight, second: Weight, context: ModelContext) -> tuple[Tensor, Tensor]:
@@ -22,4 +22,5 @@ def project_both(x: Tensor, first: Weight, second: Weight, context: ModelContext
     if context.fp8 is not None:
         y, z = fp8_linears(x, (first, second), context.fp8)
         return y, z
-    return linear(x, first, context.queue), linear(x, second, context.queue)
+    queue, wgrad = context.queue, context.kernels.wgrad
+    return linear(x, first, queue, wgrad), linear(x, second, queue, wgrad)

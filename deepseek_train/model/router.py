@@ -33,7 +33,7 @@ class Router(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Scores in (0, 1), FP32 [B, T, E]."""
         wide_BTD = self.context.recompute.region("norm", lambda x: x.to(wide(x.dtype)), x_BTD)
-        return linear(wide_BTD, self.weight, self.queue).sigmoid()
+        return linear(wide_BTD, self.weight, self.queue, self.context.kernels.wgrad).sigmoid()
 
     def route(self, scores_BTE: Tensor) -> TokenRouting:
         """Top-K by score + bias among the kept groups; weights are the selected scores, normalised and scaled."""

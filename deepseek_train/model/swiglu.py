@@ -67,5 +67,6 @@ class FeedForward(nn.Module):
         if fp8 is not None:
             storage = fp8.recipe.expert_inputs if self.expert else fp8.recipe.inputs
             return fp8_feed_forward(x, self.gate_up, self.down, fp8, storage)
-        y = forgettable_swiglu(self.context, linear(x, self.gate_up, self.queue))
-        return linear(y, self.down, self.queue)
+        wgrad = self.context.kernels.wgrad
+        y = forgettable_swiglu(self.context, linear(x, self.gate_up, self.queue, wgrad))
+        return linear(y, self.down, self.queue, wgrad)

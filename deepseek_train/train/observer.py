@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from deepseek_train.config.schema import RunConfig
-from deepseek_train.model.linear import fused_accumulate
 from deepseek_train.monitor.console import ConsoleSink
 from deepseek_train.monitor.jsonl import JsonlSink, read_history
 from deepseek_train.monitor.machine import machine_facts
@@ -80,9 +79,6 @@ def open_observer(
     print(f"{config.name}: {describe(config, layout)}", flush=True)
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"kernels: {plan_kernels(config, device_type)}; linears in {_linears(config)}", flush=True)
-    if torch.cuda.is_available():
-        fused = fused_accumulate is not None and config.precision.params == "bf16"
-        print(f"weight gradients: {'apex' if fused else 'torch'}", flush=True)
     (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
     m = config.monitor
     steps = progress.step + steps_to(config, layout, progress.tokens)

@@ -22,6 +22,7 @@ class Kernels:
     rope: str = "reference"
     loss: str = "reference"
     optim: str = "reference"
+    wgrad: str = "reference"  # of linears outside FP8
 
     def __str__(self) -> str:
         """One phrase: "reference", or "triton, but attention torch"."""
@@ -40,6 +41,8 @@ _BACKENDS = (
         "gemm": ("reference", "triton", "torch", "cuda", "ext"),
         "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
         "attention": ("reference", "triton", "torch", "ext"),
+        "norm": ("reference", "triton", "ext"),
+        "wgrad": ("reference", "torch", "ext"),
     }
     | dict.fromkeys(("moe", "rope", "optim"), ("reference", "triton", "torch"))
 )
@@ -48,6 +51,7 @@ _ON_GPU = dict.fromkeys(FAMILIES, ("triton",)) | {
     "gemm": ("cuda", "torch"),
     "grouped_gemm": ("cuda", "triton"),
     "attention": ("torch",),
+    "wgrad": ("torch",),
 }
 _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
 

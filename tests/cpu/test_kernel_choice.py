@@ -34,7 +34,8 @@ def test_auto_is_plain_torch_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
     assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == ON_CPU
     found = choose("cuda", {})
     assert (found.gemm, found.grouped_gemm, found.attention) == ("cuda", "cuda", "torch")
-    others = set(FAMILIES) - {"gemm", "grouped_gemm", "attention"}
+    assert found.wgrad == "torch"
+    others = set(FAMILIES) - {"gemm", "grouped_gemm", "attention", "wgrad"}
     assert {getattr(found, family) for family in others} == {"triton"}
 
 
@@ -47,7 +48,10 @@ def test_auto_takes_the_next_where_the_first_cannot_run(monkeypatch: pytest.Monk
 def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
     found = choose("cuda", {"gemm": "torch", "quant": "reference"})
     assert (found.gemm, found.quant, found.norm) == ("torch", "reference", "triton")
-    assert str(found) == "triton, but quant reference, gemm torch, grouped_gemm cuda, attention torch"
+    assert (
+        str(found)
+        == "triton, but quant reference, gemm torch, grouped_gemm cuda, attention torch, wgrad torch"
+    )
     assert str(Kernels()) == "reference"
 
 

@@ -113,7 +113,7 @@ def test_triton_trains_as_the_reference(
     """Backends add FP32 numbers in other orders. That changes a rounding to BF16 or FP8 only where a sum is as near to
     a half as FP32 is inexact: one number in some thousands, and so the distance is some sqrt(1/1000) of what the
     roundings of all numbers make. An eighth allows one in 64."""
-    kernels = choose("cpu", dict.fromkeys(FAMILIES, "triton"))
+    kernels = choose("cpu", dict.fromkeys(set(FAMILIES) - {"wgrad"}, "triton"))
     with Seen() as seen:
         found = trained(kernels, fp8, torch.bfloat16)
     assert seen.calls == {(name, "triton") for name in ALWAYS | ops}

@@ -1,39 +1,69 @@
 """Block-scaled products in plain torch: tile by tile in FP32, or as Hopper's tensor cores add up.
 
 ``sms`` means nothing here. Legend: see ``formats``; C the 128 elements of a tile, S the 32 of one tensor-core
-instruction.
+instruction; R rows at a time.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from deepseek_kernels.formats import TILE
+from deepseek_kernels.quant.reference import from_e4m3
 
 _STEP = 32  # elements along K of one FP8 instruction
 _KEPT_BITS = 13  # fraction bits that survive in the tensor cores' accumulator (V3_SPEC D.1)
-
-
-def _truncated(x: Tensor) -> Tensor:
-    """FP32 with 13 fraction bits, cut off."""
-    return (x.view(torch.int32) & -(1 << (23 - _KEPT_BITS))).view(torch.float32)
+_CELLS = 1 << 17  # of the result worked on at a time: with the parts added to them they stay in a CPU's cache
 
 
 def product(a_MK: Tensor, a_scales_GM: Tensor, b_NK: Tensor, b_scales_GN: Tensor, accumulate: str) -> Tensor:
     """FP32 [M, N] of two matrices whose scales are given for each row and tile."""
-    total = torch.zeros(len(a_MK), len(b_NK), device=a_MK.device)
-    for g in range(a_MK.shape[1] // TILE):
-        at = slice(g * TILE, (g + 1) * TILE)
-        a_MC, b_NC = a_MK[:, at].float(), b_NK[:, at].float()
-        scale_MN = a_scales_GM[g, :, None] * b_scales_GN[g]
-        if accumulate == "promoted":
-            total += (a_MC @ b_NC.t()) * scale_MN
-            continue
-        inside = torch.zeros_like(total) if accumulate == "hopper" else total
-        for a_MS, b_NS in zip(a_MC.split(_STEP, 1), b_NC.split(_STEP, 1), strict=True):
-            part = a_MS @ b_NS.t()
-            inside = _truncated(inside + _truncated(part if accumulate == "hopper" else part * scale_MN))
-        total = total + inside * scale_MN if accumulate == "hopper" else inside
-    return total
+    total_MN = torch.zeros(len(a_MK), len(b_NK), device=a_MK.device)
+    if not total_MN.numel():
+        return total_MN
+    add = {"promoted": _add_promoted, "hopper": _add_hopper, "unpromoted": _add_unpromoted}[accumulate]
+    b_KN = from_e4m3(b_NK).t().contiguous()
+    rows = max(1, _CELLS // len(b_NK))
+    for a, scales, total in zip(
+        a_MK.split(rows), a_scales_GM.split(rows, 1), total_MN.split(rows), strict=True
+    ):
+        a_RK = from_e4m3(a)
+        for g in range(a_MK.shape[1] // TILE):
+            at = slice(g * TILE, (g + 1) * TILE)
+            add(total, a_RK[:, at], b_KN[at], scales[g, :, None] * b_scales_GN[g])
+    return total_MN
+
+
+def _add_promoted(total: Tensor, a_RC: Tensor, b_CN: Tensor, scale: Tensor) -> None:
+    total.add_((a_RC @ b_CN).mul_(scale))
+
+
+def _add_hopper(total: Tensor, a_RC: Tensor, b_CN: Tensor, scale: Tensor) -> None:
+    """A tile is added up in the tensor cores' accumulator, and to the others in FP32."""
+    first, *others = _parts(a_RC, b_CN)
+    inside = _truncate(first)
+    for part in others:
+        _truncate(inside.add_(_truncate(part)))
+    total.add_(inside.mul_(scale))
+
+
+def _add_unpromoted(total: Tensor, a_RC: Tensor, b_CN: Tensor, scale: Tensor) -> None:
+    """All is added up in the tensor cores' accumulator."""
+    for part in _parts(a_RC, b_CN):
+        _truncate(total.add_(_truncate(part.mul_(scale))))
+
+
+def _parts(a_RC: Tensor, b_CN: Tensor) -> Iterator[Tensor]:
+    """What each instruction multiplies, exact but for FP32."""
+    for a_RS, b_SN in zip(a_RC.split(_STEP, 1), b_CN.split(_STEP), strict=True):
+        yield a_RS @ b_SN
+
+
+def _truncate(x: Tensor) -> Tensor:
+    """FP32 with 13 fraction bits, cut off in place."""
+    x.view(torch.int32).bitwise_and_(-(1 << (23 - _KEPT_BITS)))
+    return x
 
 
 def _by_row(scales_BG: Tensor, rows: int) -> Tensor:

@@ -26,6 +26,14 @@ def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() * (1.0 / scale)).clamp(-LARGEST, LARGEST).to(E4M3)
 
 
+def from_e4m3(values: Tensor) -> Tensor:
+    """FP32. On CPUs by a table: torch's conversion takes five times as long there."""
+    if values.is_cuda:
+        return values.float()
+    table = torch.arange(256, dtype=torch.uint8).view(E4M3).float()
+    return table.index_select(0, values.contiguous().view(torch.uint8).flatten().int()).view(values.shape)
+
+
 def _tiles(x_MK: Tensor) -> Tensor:
     return functional.pad(x_MK, (0, -x_MK.shape[1] % TILE)).unflatten(1, (-1, TILE))
 
@@ -63,7 +71,7 @@ def transpose_values(values: Tensor) -> Tensor:
 
 def dequantise(values: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     scale_MK = scales.t().repeat_interleave(TILE, 1)
-    return (values.float() * scale_MK)[:, :width].to(dtype).contiguous()
+    return (from_e4m3(values) * scale_MK)[:, :width].to(dtype).contiguous()
 
 
 def pack_e5m6(x_MK: Tensor) -> tuple[Tensor, Tensor]:
