@@ -42,7 +42,8 @@ def swiglu_forward(gate_up: Tensor, weight_M: Tensor | None, recipe: Recipe, bac
 def swiglu_gradients(
     gate_up: Tensor | Rows, weight_M: Tensor | None, dy_MF: Tensor, recipe: Recipe, backend: str
 ) -> SwigluGradients:
-    """All that the backward pass needs."""
+    """All that the backward pass needs. ``y_t`` is made at once, although its product may be queued: waiting, it takes
+    half the bytes of gate_up in FP8 (a quarter of those in BF16), which can then be freed."""
     rows, columns = recipe.gradients, recipe.weight_gradients
     if columns.tile == "1x128":
         y_t = swiglu_quantise_columns(gate_up, weight_M, pow2=columns.pow2, backend=backend)

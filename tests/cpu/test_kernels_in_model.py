@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepseek_kernels.choice import FAMILIES, ON_CPU, Kernels, choose
-from deepseek_kernels.registry import interpreting
 from deepseek_train.config.schema import CurveConfig, Fp8Config, OptimConfig
 from deepseek_train.model.stage import Stage
 from deepseek_train.optim.groups import WeightGroup
@@ -17,6 +16,7 @@ from deepseek_train.phases.parcel import arrived
 from deepseek_train.phases.tape import Tape
 from deepseek_train.phases.wgrad import run_works
 from deepseek_train.pipeline.values import LossScales
+from tests.gpu.setting import ON_GPU  # and with it an interpreter that rounds as a GPU does
 from tests.helpers.fp8 import apart
 from tests.helpers.models import main_grads, random_batch, tiny, whole_model
 
@@ -97,7 +97,7 @@ IN_FP8 = {
 }
 
 
-@pytest.mark.skipif(not interpreting(), reason="where there is a GPU, kernels do not run on CPU tensors")
+@pytest.mark.skipif(ON_GPU, reason="where there is a GPU, kernels do not run on CPU tensors")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy, at padding
 @pytest.mark.parametrize(
     ("fp8", "ops", "coarser", "finer"),

@@ -1,5 +1,4 @@
-"""The router's choice by torch's ``topk``, which does not sort what is not chosen, and so does not say which of
-equals it
+"""The router's choice by torch's ``topk``: it does not sort what is not chosen, and does not say which of equals it
 takes. Rows: as the reference. Legend: see ``moe``; G groups, C experts of a group."""
 
 import torch

@@ -1,6 +1,5 @@
-"""Rotary position embedding by torch's complex numbers: fewer passes, and products that are sometimes rounded only in
-the
-sum. Legend: see ``rope``."""
+"""Rotary position embedding by torch's complex numbers: fewer passes; some products are only rounded in their sum.
+Legend: see ``rope``."""
 
 import torch
 from torch import Tensor
