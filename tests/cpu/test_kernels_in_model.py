@@ -116,7 +116,8 @@ def test_triton_trains_as_the_reference(
     kernels = choose("cpu", dict.fromkeys(set(FAMILIES) - {"wgrad"}, "triton"))
     with Seen() as seen:
         found = trained(kernels, fp8, torch.bfloat16)
-    assert seen.calls == {(name, "triton") for name in ALWAYS | ops}
+    # The router and the head are outside FP8, and their weight gradients have no Triton kernel.
+    assert seen.calls == {(name, "triton") for name in ALWAYS | ops} | {("weight_gradient", "reference")}
     reference, other = trained(ON_CPU, *coarser), trained(ON_CPU, *finer)
     for name, wanted in reference.items():
         assert apart(wanted, other[name]) > 0.0, name
