@@ -20,6 +20,7 @@ from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
 from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.device import local_ranks, planned_device, visible_gpus
 from deepseek_train.train.expert_plan import node_problems
 from deepseek_train.train.folder import config_yaml
 from deepseek_train.train.preflight import data_problems, preflight, resolve_layout
@@ -44,6 +45,7 @@ def run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not start CUDA
     under_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None
     try:
@@ -75,20 +77,13 @@ def run(argv: list[str]) -> int:
 def choose_device(config: RunConfig, layout: ParallelLayout) -> None:
     """Hides the GPUs of this machine from everything below where the run is to use CPUs: because it says so, or, with
     device=auto, because there are fewer GPUs than ranks."""
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = (
-        len(list(Path("/dev").glob("nvidia[0-9]*")))
-        if visible is None
-        else len(visible.split(",")) * bool(visible)
-    )
-    device = config.cluster.device
-    if device == "cuda" and gpus < local_ranks:
-        what = f"cuda is asked for, but there are {gpus} GPUs for {local_ranks} ranks on this machine"
+    ranks, gpus, device = local_ranks(layout), visible_gpus(), config.cluster.device
+    if device == "cuda" and gpus < ranks:
+        what = f"cuda is asked for, but there are {gpus} GPUs for {ranks} ranks on this machine"
         raise ConfigError([Problem("cluster.device", what, "Write auto or cpu, or start fewer ranks.")])
-    if device == "auto" and 0 < gpus < local_ranks:
-        print(f"{gpus} GPUs for {local_ranks} ranks: running on CPUs", flush=True)
-    if device == "cpu" or (device == "auto" and gpus < local_ranks):
+    if device == "auto" and 0 < gpus < ranks:
+        print(f"{gpus} GPUs for {ranks} ranks: running on CPUs", flush=True)
+    if planned_device(device, layout) == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -76,7 +76,7 @@ def _coarse_rows(x_MK: Tensor, tile: Tile, pow2: bool) -> Rows:
         amax = amax.amax().expand_as(amax)
     scale_GM = scale_of(amax, pow2).t().repeat_interleave(TILE, 1)[:, :m]
     values = to_e4m3(padded[:m], scale_GM.t().repeat_interleave(TILE, 1))
-    return Rows(values, scale_GM.contiguous(), k)
+    return Rows(values.contiguous(), scale_GM.contiguous(), k)  # of a transposed x they would be transposed
 
 
 def _one_block(w: Tensor, pow2: bool) -> Blocks:
@@ -84,4 +84,4 @@ def _one_block(w: Tensor, pow2: bool) -> Blocks:
     padded = functional.pad(w, (0, -k % TILE, 0, -n % TILE))
     scale = scale_of(amax_of(w, (-2, -1)), pow2)[..., None, None]  # of each expert
     shape = *w.shape[:-2], padded.shape[-2] // TILE, padded.shape[-1] // TILE
-    return Blocks(to_e4m3(padded, scale), scale.expand(shape).contiguous(), n, k)
+    return Blocks(to_e4m3(padded, scale).contiguous(), scale.expand(shape).contiguous(), n, k)

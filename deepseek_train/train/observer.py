@@ -17,6 +17,7 @@ from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.spec.weights import all_weights, count_active_parameters, count_parameters
 from deepseek_train.train.batching import microbatches_for
+from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import plan_experts
 from deepseek_train.train.folder import CONFIG_FILE, METRICS_FILE, config_yaml
 from deepseek_train.train.kernel_plan import plan_kernels
@@ -77,7 +78,7 @@ def open_observer(
     if rank != 0:
         return Observer(config, layout, folder, Monitor(()), False, wandb_id)
     print(f"{config.name}: {describe(config, layout)}", flush=True)
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device_type = planned_device(config.cluster.device, layout)
     print(f"kernels: {plan_kernels(config, device_type)}; linears in {_linears(config)}", flush=True)
     (folder / CONFIG_FILE).write_text(config_yaml(config), encoding="utf-8")
     m = config.monitor

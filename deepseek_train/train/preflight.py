@@ -17,6 +17,7 @@ from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import check_prepared
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
+from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
 from deepseek_train.train.kernel_plan import kernel_problems
@@ -47,7 +48,7 @@ def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
         *_layout(config, layout, world_size),
         *expert_problems(config, layout),
         *_pipeline(config, layout),
-        *kernel_problems(config),
+        *kernel_problems(config, planned_device(config.cluster.device, layout)),
         *_folder(config),
         *data_problems(config, layout),
     ]

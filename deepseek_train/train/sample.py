@@ -41,7 +41,11 @@ def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
     """Logits of the token after ``ids``, on the ranks of the last stage. All data-parallel ranks run the same, and so
     do both directions of the pipeline: mirrored ranks, which may share experts, run the same stage at the same time."""
     m, links, me = job.config.model, job.mesh.links, job.mesh.pp_rank
-    padded = torch.tensor([[*ids, *[0] * (1 + m.mtp_depth)]], device=job.place.device)
+    length = max(
+        len(ids), 2
+    )  # cuDNN's attention knows no single position; what comes later changes nothing before
+    missing = length + 1 + m.mtp_depth - len(ids)
+    padded = torch.tensor([[*ids, *[0] * missing]], device=job.place.device)
     x_BTD: Tensor | None = None
     logits_V: Tensor | None = None
     for index, ranks_X in enumerate(job.placement.ranks_SX):
@@ -53,14 +57,14 @@ def _next_logits(job: Job, ids: list[int]) -> Tensor | None:
         else:
             source = job.placement.ranks_SX[index - 1][direction]
             if source != me:
-                shape = (1, len(ids), m.hidden_size)
+                shape = (1, length, m.hidden_size)
                 x_BTD = links.receive(
                     shape, stage.context.dtype, job.place.device, source, MessageKind.ACTIVATION
                 ).wait()
             assert x_BTD is not None
             hidden = fold(stage.trunk, Hidden(x_BTD))
         if index == job.placement.num_stages - 1:
-            logits_V = stage.logits(hidden)[0, -1]
+            logits_V = stage.logits(hidden)[0, len(ids) - 1]
             continue
         x_BTD = hidden.x_BTD
         target = job.placement.ranks_SX[index + 1][direction]

@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -42,11 +43,15 @@ def library(source: str, folder: Path | None = None) -> Path:
     target = folder / f"{source}-{made_of.hexdigest()[:16]}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(f".{os.getpid()}")
+        handle, name = tempfile.mkstemp(
+            dir=folder, prefix=source
+        )  # nodes may share the folder, and process ids
+        os.close(handle)
+        draft = Path(name)
         done = subprocess.run(
             [nvcc, *OPTIONS, "-o", draft, inputs[0]], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise BackendUnavailable(f"nvcc does not compile {source}.cu:\n{done.stdout}{done.stderr}")
-        draft.rename(target)
+        draft.replace(target)
     return target

@@ -90,17 +90,25 @@ def test_a_launch_is_told_of_every_family_at_once(
     found = preflight(config, None)
     assert [p.where for p in found] == ["kernels.quant", "kernels.moe"]
     assert [p.mend for p in found] == ["There are: auto, reference.", "There are: auto, reference, torch."]
-    assert kernel_problems(compose_config(["experiment=tiny", "precision=fp8"])) == []
+    assert kernel_problems(compose_config(["experiment=tiny", "precision=fp8"]), "cpu") == []
     assert plan_kernels(compose_config(["experiment=tiny"]), "cpu") == ON_CPU
 
 
 def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:
     asked = ["experiment=tiny", "precision=fp8", "precision.fp8.accumulate=hopper"]
-    (found,) = kernel_problems(compose_config(asked))
+    (found,) = kernel_problems(compose_config(asked), "cuda")
     assert found.where == "precision.fp8.accumulate"
     references = ["kernels.gemm=reference", "kernels.grouped_gemm=reference"]
-    assert kernel_problems(compose_config([*asked, *references])) == []
-    assert kernel_problems(compose_config([*asked, "cluster.device=cpu"])) == []
+    assert kernel_problems(compose_config([*asked, *references]), "cuda") == []
+    assert kernel_problems(compose_config(asked), "cpu") == []
+
+
+def test_attention_that_cudnn_cannot_do_is_tritons(on_gpu: None) -> None:
+    tiny = compose_config(["experiment=tiny"])  # FP32
+    assert plan_kernels(tiny, "cuda").attention == "triton"
+    (found,) = kernel_problems(compose_config(["experiment=tiny", "kernels.attention=torch"]), "cuda")
+    assert (found.where, "precision.params is fp32" in found.what) == ("kernels.attention", True)
+    assert plan_kernels(compose_config(["experiment=tiny", "precision=bf16"]), "cuda").attention == "torch"
 
 
 def test_the_recipe_can_be_changed_by_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,8 @@ __device__ __forceinline__ void store_fp32(const Problem& p, const float (&sum)[
 __device__ __forceinline__ void add_fp32(const Problem& p, const float (&sum)[64], uint8_t* results, int64_t base, int row,
                                          int column, int lane) {
   constexpr int kRow = kPitch<kAddFp32>;
-  if (p.n % 4) return store_fp32<true>(p, sum, base, row, column, lane);
+  if (p.n % 4 || reinterpret_cast<uintptr_t>(p.c) % 16)  // the engine moves 16 bytes
+    return store_fp32<true>(p, sum, base, row, column, lane);
   hopper::add_rows_read();  // of what was added before
   __syncwarp();
 #pragma unroll

@@ -175,6 +175,9 @@ def _check_contraction(a: Rows, b: Rows | Blocks) -> None:
             f"both operands end in the contraction axis: a has {a.values.shape[1]}, b {b.values.shape[-1]}, padding "
             "counted (a weight gradient takes both transposed: dy^T and x^T)"
         )
+    for name, one in (("a", a), ("b", b)):
+        if not (one.values.is_contiguous() and one.scales.is_contiguous()):
+            raise ValueError(f"values and scales of {name} are addressed as they lie: make them contiguous")
 
 
 def _check_sum(into: Tensor, shape: tuple[int, ...]) -> None:

@@ -24,14 +24,17 @@ def _run(
     output: int,
     sms: int,
     accumulate: str,
-    halves: int = 0,
 ) -> None:
     if accumulate != "promoted":
         raise BackendUnavailable(
             f"accumulate={accumulate!r} is emulated by the reference alone, this is cuda"
         )
     m, n, k = into.shape[-2], into.shape[-1], a.shape[1]
-    if not (m and n and k):
+    if not (m and n):
+        return
+    if not k:  # nothing to add up
+        if output != _ADD:
+            into.zero_()
         return
     experts = len(b) if b.ndim == 3 else 1 if starts is None else len(starts) - 1
     # Named, for they must outlive the call.
@@ -53,7 +56,7 @@ def _run(
         experts,
         int(rows_b),
         output,
-        halves,
+        0,  # how wide tiles are is left to the library
         blocks,
         torch.cuda.current_stream(a.device).cuda_stream,
     )
