@@ -142,7 +142,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """The backend of each family of kernels. auto: the plain-torch reference on CPUs; on GPUs Triton, for products our
+    """The backend of each family of kernels. auto: plain torch on CPUs; on GPUs Triton, for products our
     CUDA kernel where it can be compiled, for attention torch's own. A backend that is named and cannot run is an
     error."""
 
