@@ -142,9 +142,8 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """The backend of each family of kernels. auto: plain torch on CPUs; on GPUs Triton, for products our
-    CUDA kernel where it can be compiled, for attention torch's own. A backend that is named and cannot run is an
-    error."""
+    """The backend of each family of kernels, by name; what auto comes to: ``configs/kernels/auto.yaml``. A backend that
+    is named and cannot run is an error."""
 
     quant: str = "auto"
     gemm: str = "auto"

@@ -38,7 +38,7 @@ from deepseek_train.spec.throughput import Throughput, known_peak
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
 from deepseek_train.train.expert_plan import ExpertPlan, plan_experts
-from deepseek_train.train.kernel_plan import plan_kernels
+from deepseek_train.train.kernel_plan import everywhere_alike, plan_kernels
 from deepseek_train.train.preflight import open_source
 from deepseek_train.train.schedule_plan import durations_for, placement_for
 from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
@@ -106,6 +106,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
     specs = plan_stages(config, layout.pp)
     durations = told_by_rank_0(lambda: durations_for(config, specs))  # a file that may differ between nodes
     experts, kernels = plan_experts(config, layout), plan_kernels(config, place.device.type)
+    everywhere_alike(kernels)
     mesh = make_mesh(
         layout,
         placement,

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 
-from deepseek_kernels.registry import BackendUnavailable, interpreting, why_not
+import torch
+
+from deepseek_kernels.registry import BackendUnavailable, interpreting, on_hopper, why_not
 
 AUTO = "auto"
 
@@ -48,10 +51,16 @@ _BACKENDS = (
 )
 # The fastest first, as measured (benchmarks/results/kernels.md); the first that can run is taken.
 _ON_GPU = dict.fromkeys(FAMILIES, ("triton",)) | {
-    "gemm": ("cuda", "torch"),
+    "gemm": ("cuda", "torch", "triton"),
     "grouped_gemm": ("cuda", "triton"),
     "attention": ("torch",),
     "wgrad": ("torch",),
+}
+_EXTENSIONS = {
+    **dict.fromkeys(("gemm", "grouped_gemm"), "deep_gemm"),
+    "attention": "flash_attn",
+    "norm": "fused_layer_norm_cuda",
+    "wgrad": "fused_weight_gradient_mlp_cuda",
 }
 _TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
 
@@ -66,13 +75,15 @@ def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
         if reason is not None:
             raise BackendUnavailable(f"{family}: {reason}. Use {' or '.join(available(device_type, family))}")
     usual = _ON_GPU if device_type == "cuda" else {family: (name,) for family, name in asdict(ON_CPU).items()}
-    return Kernels(
-        **{family: _first(usual[family]) if name == AUTO else name for family, name in names.items()}
-    )
+    chosen = {
+        family: _first(device_type, family, usual[family]) if name == AUTO else name
+        for family, name in names.items()
+    }
+    return Kernels(**chosen)
 
 
-def _first(names: tuple[str, ...]) -> str:
-    return next((name for name in names if why_not(name) is None), names[-1])
+def _first(device_type: str, family: str, names: tuple[str, ...]) -> str:
+    return next((name for name in names if problem(device_type, family, name) is None), names[-1])
 
 
 def problem(device_type: str, family: str, name: str) -> str | None:
@@ -85,6 +96,10 @@ def problem(device_type: str, family: str, name: str) -> str | None:
         return f"backend {name!r} runs on a GPU, tensors are on the CPU"
     if device_type == "cpu" and name == "triton" and not interpreting():
         return "backend 'triton' runs on a GPU, tensors are on the CPU (TRITON_INTERPRET=1 runs it there, slowly)"
+    if name == "ext" and find_spec(_EXTENSIONS[family]) is None:
+        return f"backend 'ext' is the module {_EXTENSIONS[family]}, which is not installed"
+    if (family, name) == ("gemm", "torch") and torch.cuda.is_available():
+        return None if on_hopper() else "cuBLAS has these products on Hopper alone"
     return why_not(name)
 
 

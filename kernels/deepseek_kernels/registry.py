@@ -59,6 +59,11 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
+def on_hopper() -> bool:
+    """Whether the GPU is an H100, H200 or H800."""
+    return torch.cuda.get_device_capability() == (9, 0)
+
+
 def interpreting() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors (set before triton is first imported)."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -78,7 +83,7 @@ def why_not(backend: str) -> str | None:
         case "cuda":
             if not torch.cuda.is_available():
                 return "there is no GPU"
-            if torch.cuda.get_device_capability()[0] != 9:
+            if not on_hopper():
                 return "its kernels are for Hopper, the GPU is another"
             if find_nvcc() is None:
                 return "its kernels have to be compiled and there is no nvcc on the PATH"

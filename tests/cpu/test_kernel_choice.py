@@ -20,6 +20,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with a GPU and Triton."""
     monkeypatch.setattr(choice, "why_not", lambda backend: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(choice, "on_hopper", lambda: True)
 
 
 @pytest.fixture
