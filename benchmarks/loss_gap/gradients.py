@@ -2,6 +2,7 @@
 averaged it away.
 """
 
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -9,17 +10,21 @@ from torch import Tensor
 
 from benchmarks.loss_gap.cases import ABLATIONS, BF16, FP8, Case, Size, precision
 from benchmarks.loss_gap.training import Trainee
+from deepseek_train.config.schema import PrecisionConfig
 
 _PRECISIONS = {"bf16": BF16, "exact sums": precision("fp8"), "fp8": FP8, **ABLATIONS}
 
 
+_BATCHES = 4
+
+
 @dataclass(frozen=True)
 class GradientError:
-    """Over all of the model's weights together."""
+    """Over all of the model's weights together, mean over batches."""
 
     name: str
     error: float  # ||g - g_FP32|| / ||g_FP32||
-    length: float  # <g, g_FP32> / ||g_FP32||^2: below 1 where gradients are systematically too short
+    length: float  # ||g|| / ||g_FP32||
 
 
 def gradient_errors(size: Size, data: str, warm: int, steps: int) -> tuple[GradientError, ...]:
@@ -30,17 +35,17 @@ def gradient_errors(size: Size, data: str, warm: int, steps: int) -> tuple[Gradi
     for number in range(warm):
         trained.step(number)
 
-    def gradients(name: str) -> Tensor:
-        how = precision("fp32") if name == "fp32" else _PRECISIONS[name]
-        other = Trainee(Case(name, how, steps), size, data)
+    def gradients(how: PrecisionConfig) -> list[Tensor]:
+        other = Trainee(Case("", how, steps), size, data)
         other.take_weights(trained)
-        return other.gradients(warm).double()
+        return [other.gradients(warm + number) for number in range(_BATCHES)]
 
-    exact, found = gradients("fp32"), []
-    square = exact.dot(exact)
-    for name in _PRECISIONS:
-        g = gradients(name)
-        found.append(
-            GradientError(name, float((g - exact).norm() / square.sqrt()), float(g.dot(exact) / square))
+    exact, found = gradients(precision("fp32")), []
+    for name, how in _PRECISIONS.items():
+        pairs = list(zip(gradients(how), exact, strict=True))
+        errors, lengths = (
+            [float(one.norm() / true.norm()) for one, true in what]
+            for what in ([(g - true, true) for g, true in pairs], pairs)
         )
+        found.append(GradientError(name, statistics.mean(errors), statistics.mean(lengths)))
     return tuple(found)

@@ -39,9 +39,9 @@ which V3's authors saw a model of 16B parameters diverge (V3 report, appendix B.
 """
 _GRADIENTS = """## One step's gradients
 
-Of all weights together, against FP32 at the same weights on the same batch. Error: length of the difference; length:
-that of the projection on FP32's gradient; below 1, gradients are systematically too short. *Exact sums*: FP8 with
-tiles added up in FP32 throughout.
+Of all weights together, against FP32 at the same weights on the same batches, half-way through a short BF16 run.
+Error: length of the difference; length: of the gradient itself. *Exact sums*: FP8 with tiles added up in FP32
+throughout.
 """
 
 
@@ -151,7 +151,7 @@ def report(
             parts += [_table(some), _without(some) if short else _verdict(some, along_S)]
     parts += ["![Losses and gaps](fp8_loss_gap.png)"]
     if errors:
-        lines = [(e.name, f"{e.error:.2%}", f"{e.length:.5f}") for e in errors]
+        lines = [(e.name, f"{e.error:.2%}", f"{e.length:.3f}") for e in errors]
         parts += [_GRADIENTS, markdown.table(("precision", "error", "length"), lines)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
