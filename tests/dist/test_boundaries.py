@@ -84,4 +84,7 @@ def test_boundary_buffers_do_not_grow_with_the_number_of_microbatches(name: str)
         if name == "gpipe":
             some, twice_as_many = some[1:], twice_as_many[1:]
         assert some == twice_as_many
-        assert max(some) <= stages + 4, "two messages of each kind may be on their way besides"
+        # A gain's gradient keeps the input of its norm, which is the buffer itself at the start of a stage, and of all
+        # schedules zb_v lets most weight gradients wait.
+        queued = stages if name == "zb_v" else 0
+        assert max(some) <= stages + 4 + queued, "two messages of each kind may be on their way besides"
