@@ -113,6 +113,7 @@ def main() -> None:
     )
     parser.add_argument("--ablation-minutes", type=float, default=15.0)
     parser.add_argument("--steps", type=int, help="of the long runs, instead of a calibration")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
     parser.add_argument("--data", default="datasets/loss_gap", help="folder, prepared if it is not there")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for fp8_loss_gap.{json,md,png}")
     args = parser.parse_args()
@@ -120,7 +121,7 @@ def main() -> None:
     prepare(DataConfig(args.data, source=SOURCE), SMALL.model.vocab_size, progress=True)
     steps = args.steps or max(1, int(args.minutes * 60 / _LONG_WORK / calibrated(SMALL, args.data)))
     short = max(1, int(steps * args.ablation_minutes / args.minutes * _LONG_WORK / _SHORT_WORK))
-    measure(Plan(SMALL, args.data, steps, short), args.out)
+    measure(Plan(SMALL, args.data, steps, short, processes=args.processes), args.out)
     print((args.out / "fp8_loss_gap.md").read_text())
 
 
