@@ -51,7 +51,9 @@ def import_hf(
                 continue
             tensor = folder.piece(one)
             if not tensor.isfinite().all():
-                raise CheckpointError(f"{one.name} holds values that are not finite: nothing can be trained from it")
+                raise CheckpointError(
+                    f"{one.name} holds values that are not finite: nothing can be trained from it"
+                )
             part = tensor.flatten()[low - one.start : high - one.start].float()
             yield part
             done(part.numel() * part.itemsize)

@@ -16,7 +16,6 @@ from deepseek_train.config.schema import ModelConfig
 from deepseek_train.spec.published import Published
 from deepseek_train.spec.weights import all_weights
 
-
 RUN_CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
@@ -45,6 +44,7 @@ class CheckpointWeights:
             self.model = parse(ModelConfig, stored.facts["model"])
         except (KeyError, ConfigError) as error:
             raise CheckpointError(f"{stored.path} does not say which model it holds: {error}") from error
+        self.facts = stored.facts
         self._stored = stored
         self._names = checkpoint_names(self.model, kind)
         self._shapes = {weight.name: weight.shape for weight in all_weights(self.model)}
@@ -79,7 +79,7 @@ def checkpoint_names(m: ModelConfig, kind: str = "master") -> dict[str, str]:
     return {w.name: biases.get(w.name, f"{kind}/{w.name}") for w in all_weights(m)}
 
 
-def open_weights(path: Path, kind: str = "master") -> WeightSource:
+def open_weights(path: Place, kind: str = "master") -> WeightSource:
     """The weights in a Hugging Face folder, in a checkpoint, or in the newest checkpoint of a run's folder. ``kind``:
     see ``CheckpointWeights``.
 
@@ -87,12 +87,14 @@ def open_weights(path: Path, kind: str = "master") -> WeightSource:
     """
     if (path / CONFIG).is_file():
         if kind != "master":
-            raise CheckpointError(f"{path} is a Hugging Face folder: it has one kind of weights, not {kind!r}")
-        return HfFolder.open(path)
+            raise CheckpointError(
+                f"{path} is a Hugging Face folder: it has one kind of weights, not {kind!r}"
+            )
+        return HfFolder.open(Path(path))
     return CheckpointWeights(StoredCheckpoint.open(find_checkpoint(path)), kind)
 
 
-def find_checkpoint(path: Path) -> Place:
+def find_checkpoint(path: Place) -> Place:
     """``path`` itself if it is a checkpoint, else the newest in it, or in its folder ``checkpoints``, as runs have it.
     Raises CheckpointError where there is none."""
     if (path / MANIFEST).is_file():
