@@ -80,17 +80,17 @@ def checkpoint_names(m: ModelConfig, kind: str = "master") -> dict[str, str]:
 
 
 def open_weights(path: Place, kind: str = "master") -> WeightSource:
-    """The weights in a Hugging Face folder, in a checkpoint, or in the newest checkpoint of a run's folder. ``kind``:
-    see ``CheckpointWeights``.
+    """The weights in a local Hugging Face folder, in a checkpoint, or in the newest checkpoint of a run's folder.
+    ``kind``: see ``CheckpointWeights``.
 
     Raises CheckpointError: there are none, or something is wrong with them.
     """
-    if (path / CONFIG).is_file():
+    if isinstance(path, Path) and (path / CONFIG).is_file():
         if kind != "master":
             raise CheckpointError(
                 f"{path} is a Hugging Face folder: it has one kind of weights, not {kind!r}"
             )
-        return HfFolder.open(Path(path))
+        return HfFolder.open(path)
     return CheckpointWeights(StoredCheckpoint.open(find_checkpoint(path)), kind)
 
 
