@@ -125,18 +125,18 @@ def _folder(config: RunConfig) -> list[Problem]:
         return []
     before: dict[str, Any] = yaml.safe_load(saved.read_text())
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))
-    for groups in (before, now):
-        for name in (
-            "path",
-            "allow_change",
-        ):  # data may have moved; that it is the same is checked by its hash
-            groups.get("data", {}).pop(name, None)
     for group, kind in get_type_hints(RunConfig).items():
         if is_dataclass(kind) and isinstance(
             before.get(group), dict
         ):  # fields that the older run did not know
             unset = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
             before[group] = unset | before[group]
+    for groups in (before, now):
+        for name in (
+            "path",
+            "allow_change",
+        ):  # data may have moved; that it is the same is checked by its hash
+            groups["data"].pop(name, None)
     fixed = [group for group in _FIXED_ON_RESUME if group != "data" or not config.data.allow_change]
     changed = [group for group in fixed if before.get(group) != now[group]]
     return [
