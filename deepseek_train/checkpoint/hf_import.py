@@ -59,4 +59,11 @@ def import_hf(
             done(part.numel() * part.itemsize)
 
     planned = [Planned(name, torch.float32, weight.size) for name, weight in weights.items()]
-    return write_alone(root, 0, planned, produce, {"model": asdict(folder.model), **facts}, file_bytes)
+    return write_alone(
+        root,
+        0,
+        planned,
+        produce,
+        {"model": asdict(folder.model), "step": 0, "tokens": 0, **facts},
+        file_bytes,
+    )

@@ -42,7 +42,7 @@ from deepseek_train.checkpoint.hf_config import context_length
 from deepseek_train.checkpoint.hf_export import HfType, export, export_bytes
 from deepseek_train.checkpoint.hf_folder import HfFolder
 from deepseek_train.checkpoint.hf_import import import_bytes, import_hf
-from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER, token_ids, tokenizer_files
+from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER, digest, token_ids, tokenizer_files
 from deepseek_train.checkpoint.weight_source import RUN_CHECKPOINTS, CheckpointWeights, open_weights
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.convert_request import (
@@ -107,7 +107,7 @@ def _from_hf(words: Sequence[str]) -> None:
     tokenizer = find_tokenizer(request.tokenizer, source, folder.model)
     facts = {"imported_from": source.resolve().name}
     if tokenizer is not None:
-        facts["tokenizer"] = tokenizer.sha256
+        facts["tokenizer"] = digest(tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
     draft.mkdir()
