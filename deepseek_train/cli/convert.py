@@ -4,7 +4,8 @@ usage: deepseek-convert to_hf source=FOLDER target=FOLDER [key=value ...]
        deepseek-convert from_hf source=FOLDER target=FOLDER [key=value ...]
 
 to_hf writes safetensors as DeepSeek publishes its models (one tensor per matrix and expert, MTP modules as further
-layers), config.json and the tokenizer. transformers, vLLM and SGLang know them; no code comes with them.
+layers), config.json and the tokenizer. transformers loads the folder, without code of its own; vLLM and SGLang go by
+the same names (not tried).
   source=runs/tiny        a run (its newest checkpoint), a checkpoint, or a folder in Hugging Face's layout
   target=exports/tiny     a folder that does not exist
   dtype=bf16              or fp32; or fp8: attention, feed-forward networks and experts in E4M3 with a scale for every
@@ -37,6 +38,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from upath import UPath
 
+from deepseek_kernels.formats import TILE
 from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.hf_config import context_length
 from deepseek_train.checkpoint.hf_export import HfType, export, export_bytes
@@ -57,6 +59,7 @@ from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.tokenizer import TextTokenizer
+from deepseek_train.spec.published import all_published
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +99,7 @@ def _to_hf(words: Sequence[str]) -> None:
             done=done,
         )
     print(f"{target}: {m.name}, {size / 1e9:.3f} GB in {dtype}")
-    for note in _notes(m, tokenizer):
+    for note in _notes(m, dtype, tokenizer):
         print(f"note: {note}")
 
 
@@ -122,7 +125,7 @@ def _from_hf(words: Sequence[str]) -> None:
     print(f"{target / RUN_CHECKPOINTS / checkpoint.name}: {folder.model.name}")
 
 
-def _notes(m: ModelConfig, tokenizer: TextTokenizer | None) -> Iterator[str]:
+def _notes(m: ModelConfig, dtype: HfType, tokenizer: TextTokenizer | None) -> Iterator[str]:
     """What whoever loads the folder should know."""
     if tokenizer is None:
         yield "there is no tokenizer in it"
@@ -132,11 +135,22 @@ def _notes(m: ModelConfig, tokenizer: TextTokenizer | None) -> Iterator[str]:
             f"this model scores a group of experts by its best {counted}, transformers by its best 2: "
             "tokens will go to other experts there"
         )
+    if dtype == "fp8" and _has_part_blocks(m):
+        yield (
+            "transformers 5.23, asked to dequantise FP8, takes a matrix's size over its number of scales for the size "
+            "of a block: wrong in matrices that 128 does not divide (DeepSeek-V3 has some); let it read dtype=bf16"
+        )
     if m.mtp_depth and m.num_layers != 61:
         yield (
             f"transformers reports the MTP module's tensors (model.layers.{m.num_layers}.*) as unexpected: "
             "it passes over them in silence only in models of 61 layers"
         )
+
+
+def _has_part_blocks(m: ModelConfig) -> bool:
+    """Whether a matrix ends within a block, behind whole ones."""
+    sizes = {size for one in all_published(m) if one.weight.linear for size in one.shape}
+    return any(size > TILE and size % TILE for size in sizes)
 
 
 @contextmanager

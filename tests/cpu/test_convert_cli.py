@@ -155,3 +155,13 @@ def test_routing_that_transformers_does_not_know(tmp_path: Path, capsys: pytest.
     a_run(tmp_path / "run", replace(M, expert_groups_per_token=1))
     assert main(["to_hf", f"source={tmp_path / 'run'}", f"target={tmp_path / 'hf'}"]) == 0
     assert "scores a group of experts by its best 4, transformers by its best 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rank", "noted"), [(124, False), (128, True)])
+def test_fp8_that_transformers_misreads(
+    tmp_path: Path, rank: int, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The keys' matrix has kv_lora_rank + 4 rows: one whole block, or a block and 4 rows."""
+    a_run(tmp_path / "run", replace(M, kv_lora_rank=rank))
+    assert main(["to_hf", f"source={tmp_path / 'run'}", f"target={tmp_path / 'hf'}", "dtype=fp8"]) == 0
+    assert ("asked to dequantise FP8" in capsys.readouterr().out) == noted
