@@ -47,7 +47,8 @@ def report(found: dict[str, list[Sample]], mebibytes: int, ranks: int) -> str:
     return f"""# Saving and loading
 
 Made by `python -m benchmarks.checkpoint`: {ranks} ranks of {mebibytes} MiB of FP32 state on {facts.cpu},
-{facts.cores} cores; torch {dict(facts.versions)["torch"]}; revision {facts.git_revision or "unknown"}. Medians of {rounds}
+{facts.cores} cores; torch {dict(facts.versions)["torch"]}; revision {facts.git_revision or "unknown"}. Medians of
+{rounds}
 rounds after the first, all ways in turns; of the slowest rank. Stall: what training waits for.
 
 {markdown.table(head, rows)}
