@@ -1,5 +1,5 @@
-"""Each reader against a good file with some bytes changed, cut out, doubled or put in. ``python -m tests.fuzz`` does the
-same by the million, with coverage as its guide."""
+"""Each reader against a good file with some bytes changed, cut out, doubled or put in. ``python -m tests.fuzz`` does
+the same by the million, with coverage as its guide."""
 
 import random
 
