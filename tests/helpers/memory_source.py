@@ -1,0 +1,25 @@
+"""A model's tensors in memory, as if they were stored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deepseek_train.config.schema import ModelConfig
+from deepseek_train.model.stage import Stage
+from tests.helpers.models import table_tensors
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """A ``WeightSource``."""
+
+    model: ModelConfig
+    tensors: Mapping[str, Tensor]
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    @staticmethod
+    def of(stage: Stage) -> "MemorySource":
+        return MemorySource(stage.context.model, table_tensors(stage))
