@@ -11,6 +11,7 @@ usage: deepseek-generate source=FOLDER prompt=TEXT [key=value ...]
   ema=false               true: the averaged weights of a checkpoint instead of the last
   bos=false               true: begin with the tokenizer's first token, as DeepSeek's published models want it; models
                           trained here have never seen it
+  tokenizer=null          a tokenizer.json, or builtin; null: the one that lies with the weights
   context=null            tokens of prompt and answer together, at most; null: what the model was trained with
   device=auto             cpu, cuda, or auto: a GPU if there is one
   dtype=auto              fp32, bf16, or auto: fp32 on CPUs, bf16 on GPUs

@@ -30,6 +30,7 @@ class GenerateRequest:
     seed: int = 0
     ema: bool = False
     bos: bool = False
+    tokenizer: str | None = None
     context: int | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -66,7 +67,7 @@ def _understand(request: GenerateRequest, understood: list[Task]) -> list[str]:
     """What is wrong; the task is appended to ``understood`` if nothing is."""
     problems = _problems(request)
     try:
-        model = open_model(Path(request.source), ema=request.ema)
+        model = open_model(Path(request.source), ema=request.ema, tokenizer=request.tokenizer)
     except UsageError as error:
         return [*error.problems, *problems]
     prompt = sys.stdin.read() if request.prompt == "-" else request.prompt

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.model.stage import Stage
+from deepseek_train.spec.published import Published
 from tests.helpers.models import table_tensors
 
 
@@ -19,6 +20,10 @@ class MemorySource:
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def piece(self, published: Published) -> Tensor:
+        flat = self.tensors[published.weight.name].flatten()
+        return flat[published.start : published.start + published.size].view(published.shape)
 
     @staticmethod
     def of(stage: Stage) -> "MemorySource":
