@@ -13,6 +13,7 @@ from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.data.errors import DataError
 from deepseek_train.parallel.rendezvous import RendezvousError, join
+from deepseek_train.train.begin import NoGoodCheckpoint
 from deepseek_train.train.build import build
 from deepseek_train.train.folder import open_folder
 from deepseek_train.train.loop import train
@@ -35,6 +36,10 @@ def rank_main(argv: list[str]) -> int:
             open_folder(config)
         dist.barrier()
         train(build(config, layout, place), Path(config.run_dir))
+    except NoGoodCheckpoint as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return 3
     except (RendezvousError, DataError, CheckpointError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error, file=sys.stderr)
