@@ -19,7 +19,7 @@ from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.hf_config import to_hf, unsaid
 from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX
 from deepseek_train.checkpoint.hf_fp8 import SCALE, quantise, scale_shape
-from deepseek_train.checkpoint.manifest import fsync_folder
+from deepseek_train.checkpoint.places import fsync_folder
 from deepseek_train.checkpoint.safetensors_stream import Header, write_stream
 from deepseek_train.checkpoint.weight_source import WeightSource
 from deepseek_train.config.schema import ModelConfig

@@ -19,7 +19,7 @@ usage: deepseek-generate source=FOLDER prompt=TEXT [key=value ...]
 The answer goes to standard output as it is made, nothing else does. How fast it was goes to standard error.
 
 A token that has been read is kept as MLA's latent and shared key, kv_lora_rank + qk_rope_head_dim numbers a layer
-(DeepSeek-V3: 576 instead of 32,768, 70 KB a token in bf16), not as the keys and values of all heads.
+(DeepSeek-V3: 576 instead of 40,960; 70 KB a token in bf16), not as the keys and values of all heads.
 
 examples:
   deepseek-generate source=runs/tiny prompt="import numpy as np" tokens=64
@@ -37,9 +37,9 @@ import torch
 
 from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.cli.answer import answer
-from deepseek_train.cli.generate_request import Task, understand
+from deepseek_train.cli.generate_request import understand
 from deepseek_train.cli.key_value import UsageError
-from deepseek_train.generate.continuation import continuation
+from deepseek_train.generate.continuation import NotFinite, continuation
 from deepseek_train.generate.load import decoding_stage
 from deepseek_train.generate.stream import TextStream
 from deepseek_train.model.decode import cached_elements
@@ -73,7 +73,7 @@ def _say(words: Sequence[str]) -> None:
         for token in ids:
             made += 1
             print(stream.add(token), end="", flush=True)
-    except RoutingFault as fault:
+    except (NotFinite, RoutingFault) as fault:
         raise UsageError([f"{task.name} cannot generate: {fault}"]) from fault
     print(stream.end())
     seconds, kept = time.monotonic() - loaded, len(task.prompt_ids) + made

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from upath import UPath
 
 from deepseek_train.checkpoint.weight_source import WeightSource
 from deepseek_train.cli.generate_source import Model, open_model
@@ -67,7 +67,7 @@ def _understand(request: GenerateRequest, understood: list[Task]) -> list[str]:
     """What is wrong; the task is appended to ``understood`` if nothing is."""
     problems = _problems(request)
     try:
-        model = open_model(Path(request.source), ema=request.ema, tokenizer=request.tokenizer)
+        model = open_model(UPath(request.source), ema=request.ema, tokenizer=request.tokenizer)
     except UsageError as error:
         return [*error.problems, *problems]
     prompt = sys.stdin.read() if request.prompt == "-" else request.prompt
@@ -100,7 +100,9 @@ def _problems(request: GenerateRequest) -> list[str]:
     if not 0 <= request.seed < _LARGEST_SEED:
         problems.append(f"seed={request.seed}: write a number from 0 to {_LARGEST_SEED - 1}")
     if request.context is not None and request.context < 2:
-        problems.append(f"context={request.context}: write 2 or more, or null for what the model was trained with")
+        problems.append(
+            f"context={request.context}: write 2 or more, or null for what the model was trained with"
+        )
     if request.device not in ("auto", "cpu", "cuda"):
         problems.append(f"device={request.device}: write one of auto cpu cuda")
     elif request.device == "cuda" and not visible_gpus():
@@ -113,7 +115,7 @@ def _problems(request: GenerateRequest) -> list[str]:
 def _length_problems(request: GenerateRequest, model: Model, prompt: int) -> list[str]:
     """Whether prompt and answer fit the context."""
     if prompt == 0:
-        return ["the prompt is empty: write prompt=\"some text\", or bos=true to begin with nothing"]
+        return ['the prompt is empty: write prompt="some text", or bos=true to begin with nothing']
     context = model.context if request.context is None else request.context
     if prompt + max(request.tokens, 1) <= context:
         return []

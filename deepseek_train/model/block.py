@@ -118,9 +118,7 @@ class MoeBlock(_Attention):
             loads=(*before.loads, LayerLoad(self.index, tokens_E)),
         )
         told, route = self.dispatcher.announce(routing, self.m.num_routed_experts, self.index)
-        return Parcel(
-            Attended(replace(hidden, ledger=ledger), normed_BTD, routing), (told,), route
-        )
+        return Parcel(Attended(replace(hidden, ledger=ledger), normed_BTD, routing), (told,), route)
 
     def plan(self, announced: Parcel) -> Parcel:
         a, (told,) = announced.stays, announced.moves

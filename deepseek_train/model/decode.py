@@ -1,10 +1,10 @@
 """Decoding: the model's layers on tokens that follow others, of which only latents are kept (V2 report 2.1.2, 2.1.3).
 
 A position is remembered as its normalised latent of keys and values and the turned key that all heads share:
-``kv_lora_rank + qk_rope_head_dim`` elements a layer, whatever the number of heads (V3: 576 of 32,768 for full keys and
-values). These are never taken up to heads again. Instead the matrix W_UK that would make keys of latents is
-applied to queries, which then meet latents directly, and W_UV, which would make values, to the weighted sums of latents:
-q^T (W_UK c) = (W_UK^T q)^T c, and sum_s p_s W_UV c_s = W_UV sum_s p_s c_s. All else is what training runs.
+``kv_lora_rank + qk_rope_head_dim`` elements a layer, whatever the number of heads (V3: 576, where keys and values of
+all heads are 40,960). These are never taken up to heads again. Instead the matrix W_UK that would make keys of latents
+is applied to queries, which then meet latents directly, and W_UV, which would make values, to the weighted sums of
+latents: q^T (W_UK c) = (W_UK^T q)^T c, and sum_s p_s W_UV c_s = W_UV sum_s p_s c_s. All else is what training runs.
 
 Legend: L layers, B sequences, T new positions, S all positions so far, D hidden, H heads, Q query size (N without RoPE,
 R with), C latent, E = C + R, V value size.
@@ -63,9 +63,7 @@ def decode(stage: Stage, tokens_BT: Tensor, cache: LatentCache) -> Hidden:
         if len(turns_TR2) < stop - start:
             raise ValueError(f"{stop} positions, but the model was made for {len(block.turns_TR2)}")
         attention, context = block.attention, block.context
-        latents = attention.latents(
-            forgettable_norm(hidden.x_BTD, block.attention_norm, context), turns_TR2
-        )
+        latents = attention.latents(forgettable_norm(hidden.x_BTD, block.attention_norm, context), turns_TR2)
         entries_BSE = cache.entries_LBSE[layer, :, :stop]
         torch.cat([latents.kv_BTC, latents.k_rope_BTR], -1, out=entries_BSE[:, start:])
         if start == 0 and stop > 1:
@@ -77,9 +75,7 @@ def decode(stage: Stage, tokens_BT: Tensor, cache: LatentCache) -> Hidden:
     return hidden
 
 
-def _absorbed(
-    attention: LatentAttention, latents: Latents, turns_TR2: Tensor, entries_BSE: Tensor
-) -> Tensor:
+def _absorbed(attention: LatentAttention, latents: Latents, turns_TR2: Tensor, entries_BSE: Tensor) -> Tensor:
     """Attention output [B, T, D] of the last T of the S positions in ``entries``. Scores and their softmax in FP32."""
     m, length = attention.m, len(turns_TR2)
     up_HOC = attention.kv_b.unflatten(0, (m.num_heads, -1))
