@@ -85,6 +85,14 @@ def committed(root: Place) -> list[Found]:
     return sorted(found, key=lambda one: (one.step, not one.stands_in), reverse=True)
 
 
+def found_at(path: Place) -> list[Found]:
+    """``path`` itself, where it is a checkpoint with a valid manifest. Raises CheckpointError where that is damaged."""
+    if not (path / NAME).exists():
+        return []
+    manifest = read_manifest(path)
+    return [Found(path, manifest.step, manifest.facts)]
+
+
 def set_aside(path: Place, reason: str) -> Place:
     """Makes a damaged checkpoint be none, and keeps it to be looked at; returns where it is."""
     write_synced(path / "why-bad.txt", f"{reason}\n".encode())

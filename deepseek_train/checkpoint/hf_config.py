@@ -69,6 +69,11 @@ _ONLY = {  # what our model is, and others may not be; where a file is silent, i
 }
 
 
+def context_length(m: ModelConfig) -> int:
+    """Tokens that the model's positions were made for."""
+    return int(m.yarn.original_length * m.yarn.factor)
+
+
 def to_hf(m: ModelConfig, dtype: str, tokens: Mapping[str, int]) -> dict[str, Any]:
     """The content of config.json. ``dtype``: bf16, fp32 or fp8. ``tokens``: ids, as bos_token_id."""
     fields = asdict(m)
@@ -80,7 +85,7 @@ def to_hf(m: ModelConfig, dtype: str, tokens: Mapping[str, int]) -> dict[str, An
         **{theirs: fields[ours] for ours, theirs in _NAMES.items()},
         "num_key_value_heads": m.num_heads,
         "attention_dropout": 0.0,
-        "max_position_embeddings": int(m.yarn.original_length * m.yarn.factor),
+        "max_position_embeddings": context_length(m),
         "rope_theta": m.rope_theta,
         "rope_scaling": rope if m.yarn.factor > 1 else None,
         "ep_size": 1,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+from deepseek_train.checkpoint.index import NAMES
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def write_stream(path: Path, headers: Sequence[Header], tensors: Iterable[tuple[
         places[header.name] = end, end + header.bytes
         end += header.bytes
     content = {
-        h.name: {"dtype": _NAMES[h.dtype], "shape": list(h.shape), "data_offsets": list(places[h.name])}
+        h.name: {"dtype": NAMES[h.dtype], "shape": list(h.shape), "data_offsets": list(places[h.name])}
         for h in headers
     }
     text = json.dumps({"__metadata__": {"format": "pt"}, **content}, separators=(",", ":")).encode()

@@ -1,17 +1,22 @@
 """Weights by their names in our table, wherever they lie: in a checkpoint of ours, or in a Hugging Face folder."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.hf_folder import CONFIG, HfFolder
+from deepseek_train.checkpoint.manifest import NAME as MANIFEST
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.store import newest
+from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.config.parse import ConfigError, parse
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.spec.published import Published
 from deepseek_train.spec.weights import all_weights
+
+RUN_CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
 class WeightSource(Protocol):
@@ -30,34 +35,30 @@ class WeightSource(Protocol):
         ...
 
 
-class Stored(Protocol):
-    """What is needed of a ``StoredCheckpoint``."""
-
-    @property
-    def facts(self) -> dict[str, Any]: ...
-
-    @property
-    def tensors(self) -> Mapping[str, Any]: ...
-
-    def read(self, name: str, start: int = 0, length: int | None = None) -> Tensor: ...
-
-
 class CheckpointWeights:
     """FP32 weights of a checkpoint of ours: ``kind`` is "master", or "ema" for their running averages."""
 
-    def __init__(self, stored: Stored, kind: str = "master") -> None:
+    def __init__(self, stored: StoredCheckpoint, kind: str = "master") -> None:
         """Raises CheckpointError if it does not say which model it holds, or lacks one of its weights."""
         try:
             self.model = parse(ModelConfig, stored.facts["model"])
         except (KeyError, ConfigError) as error:
-            raise CheckpointError(f"the checkpoint does not say which model it holds: {error}") from error
+            raise CheckpointError(f"{stored.path} does not say which model it holds: {error}") from error
+        self.facts = stored.facts
         self._stored = stored
+        self._names = checkpoint_names(self.model, kind)
         self._shapes = {weight.name: weight.shape for weight in all_weights(self.model)}
-        self._names = {**{w: f"{kind}/{w}" for w in self._shapes}, **_bias_names(self.model)}
-        missing = [name for name in self._names.values() if name not in stored.tensors]
-        if missing:
-            more = f", and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise CheckpointError(f"the checkpoint does not hold {', '.join(missing[:3])}{more}")
+        wrong = [
+            name
+            for weight in all_weights(self.model)
+            if (name := self._names[weight.name]) not in stored.tensors
+            or stored.tensors[name].total != weight.size
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise CheckpointError(
+                f"{stored.path} lacks {', '.join(wrong[:3])}{more}, or has them in another size than its model's"
+            )
 
     def read(self, name: str) -> Tensor:
         """See ``WeightSource``."""
@@ -69,18 +70,40 @@ class CheckpointWeights:
         return self._stored.read(name, published.start, published.size).view(published.shape)
 
 
-def _bias_names(m: ModelConfig) -> dict[str, str]:
-    """Checkpoints call router biases by the number of their layer, MTP modules counted on after the last."""
+def checkpoint_names(m: ModelConfig, kind: str = "master") -> dict[str, str]:
+    """What a checkpoint calls each weight of the table. Router biases go by the number of their layer, MTP modules
+    counted on after the last."""
     moe = {f"layers.{layer}": layer for layer in range(m.num_dense_layers, m.num_layers)}
     moe |= {f"mtp.{depth}.block": m.num_layers + depth for depth in range(m.mtp_depth)}
-    return {f"{name}.router.bias": f"router_bias/{layer}" for name, layer in moe.items()}
+    biases = {f"{block}.router.bias": f"router_bias/{layer}" for block, layer in moe.items()}
+    return {w.name: biases.get(w.name, f"{kind}/{w.name}") for w in all_weights(m)}
 
 
-def open_weights(path: Path) -> WeightSource:
-    """The weights in a Hugging Face folder.
+def open_weights(path: Place, kind: str = "master") -> WeightSource:
+    """The weights in a local Hugging Face folder, in a checkpoint, or in the newest checkpoint of a run's folder.
+    ``kind``: see ``CheckpointWeights``.
 
-    Raises CheckpointError: there is none, or something is wrong with it (``HfFolder.open``).
+    Raises CheckpointError: there are none, or something is wrong with them.
     """
-    if (path / CONFIG).is_file():
+    if isinstance(path, Path) and (path / CONFIG).is_file():
+        if kind != "master":
+            raise CheckpointError(
+                f"{path} is a Hugging Face folder: it has one kind of weights, not {kind!r}"
+            )
         return HfFolder.open(path)
-    raise CheckpointError(f"{path} is no Hugging Face folder: it has no {CONFIG}")
+    return CheckpointWeights(StoredCheckpoint.open(find_checkpoint(path)), kind)
+
+
+def find_checkpoint(path: Place) -> Place:
+    """``path`` itself if it is a checkpoint, else the newest in it, or in its folder ``checkpoints``, as runs have it.
+    Raises CheckpointError where there is none."""
+    if (path / MANIFEST).is_file():
+        return path
+    for root in (path / RUN_CHECKPOINTS, path):
+        found = newest(root) if root.is_dir() else None
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{path} holds no weights: neither {CONFIG} (a Hugging Face folder), nor {MANIFEST} (a checkpoint), "
+        f"nor checkpoints of a run in {RUN_CHECKPOINTS}/"
+    )

@@ -19,7 +19,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
-from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+from deepseek_train.train.folder import CONFIG_FILE, checkpoints_of, config_yaml
 from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
@@ -117,7 +117,7 @@ def _folder(config: RunConfig) -> list[Problem]:
     if config.resume == "never":
         return []
     saved = folder / CONFIG_FILE
-    if not (folder / CHECKPOINTS).is_dir() or not saved.is_file():
+    if not checkpoints_of(config, folder).is_dir() or not saved.is_file():
         if config.resume == "must":
             return [
                 Problem("resume", f"{folder} holds no checkpoint", "Use resume=auto, or another run_dir.")
@@ -125,18 +125,18 @@ def _folder(config: RunConfig) -> list[Problem]:
         return []
     before: dict[str, Any] = yaml.safe_load(saved.read_text())
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))
-    for groups in (before, now):
-        for name in (
-            "path",
-            "allow_change",
-        ):  # data may have moved; that it is the same is checked by its hash
-            groups.get("data", {}).pop(name, None)
     for group, kind in get_type_hints(RunConfig).items():
         if is_dataclass(kind) and isinstance(
             before.get(group), dict
         ):  # fields that the older run did not know
             unset = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
             before[group] = unset | before[group]
+    for groups in (before, now):
+        for name in (
+            "path",
+            "allow_change",
+        ):  # data may have moved; that it is the same is checked by its hash
+            groups["data"].pop(name, None)
     fixed = [group for group in _FIXED_ON_RESUME if group != "data" or not config.data.allow_change]
     changed = [group for group in fixed if before.get(group) != now[group]]
     return [

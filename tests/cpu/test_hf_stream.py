@@ -46,8 +46,6 @@ def test_the_library_reads_what_was_written(
             )
 
 
-
-
 def test_tensors_are_aligned(tmp_path: Path) -> None:
     """One byte of FP8 before FP32 would put every later tensor at an odd address."""
     headers = [Header("a", torch.float8_e4m3fn, (3,)), Header("b", torch.float32, (5,))]
