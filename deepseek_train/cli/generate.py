@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(words: Sequence[str]) -> None:
-    task = understand(words)
     begun = time.monotonic()
+    task = understand(words)
     try:
         stage = decoding_stage(task.weights, task.length, task.device, task.dtype)
     except CheckpointError as error:
