@@ -78,6 +78,125 @@ def test_an_index_of_anything_is_refused_or_sound(content: bytes) -> None:
 
 
 @settings(max_examples=300)
+@given(
+    st.lists(st.tuples(*[st.integers(-3, 30)] * 4), max_size=4),
+    st.integers(-1, 60),
+    st.sampled_from([*DTYPES, "F4", ""]),
+    st.lists(st.sampled_from(["a", "b", "../a"]), max_size=2),
+)
+def test_an_index_of_numbers_is_refused_or_sound(
+    chunks: list[tuple[int, ...]], total: int, dtype: str, files: list[str]
+) -> None:
+    table = {"w": {"dtype": dtype, "total": total, "chunks": chunks}}
+    content = json.dumps({"files": files, "tensors": table}).encode()
+    try:
+        found = index.decode(content, "tensors.json", {"a": FileRecord(100, ""), "b": FileRecord(7, "")})
+    except CheckpointError:
+        return
+    check_sound(found)
+
+
+def check_sound(found: dict[str, StoredTensor]) -> None:
+    for tensor in found.values():
+        assert tensor.total == sum(chunk.length for chunk in tensor.chunks)
+        for chunk in tensor.chunks:
+            assert chunk.offset >= 0
+            assert chunk.offset + chunk.length * tensor.dtype.itemsize <= {"a": 100, "b": 7}[chunk.file]
+
+
+@settings(max_examples=300)
+@given(JSON | st.dictionaries(st.sampled_from(["format", "step", "facts", "files"]), JSON | st.just(2)))
+def test_a_manifest_of_anything_is_refused_or_sound(
+    tmp_path_factory: pytest.TempPathFactory, value: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("manifest")
+    if isinstance(value, dict):  # even with a checksum that is right
+        checksum = xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
+        value = value | {"xxh3_128": checksum}
+    (folder / "manifest.json").write_text(json.dumps(value))
+    try:
+        found = read_manifest(folder)
+    except CheckpointError:
+        return
+    assert found.step >= 0
+    assert all(record.bytes >= 0 for record in found.files.values())
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/b", "a\\b", "..", "", "manifest.json", "s3:x", "a\0"]
+)
+def test_names_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    write_manifest(tmp_path, Manifest(1, {}, {name: FileRecord(1, "0")}))
+    with pytest.raises(CheckpointError, match="no plain name of a file"):
+        read_manifest(tmp_path)
+
+
+def test_depth_is_no_way_out(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_manifest(tmp_path)
+    with pytest.raises(CheckpointError, match="is no index"):
+        index.decode(b"[" * 100_000, "tensors.json", {})
+
+
+# Written by one process
+
+
+@settings(max_examples=40)
+@given(plans(), st.integers(1, 300), st.integers(1, 5))
+def test_one_process_writes_and_rewrites_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, offers: list[Offer], file_bytes: int, files: int
+) -> None:
+    root = tmp_path_factory.mktemp("alone")
+    kinds = {part.name: part for offer in offers for part in offer.pieces}
+    whole = {
+        name: torch.randint(0, 2 if part.dtype is torch.bool else 256, (part.total * part.dtype.itemsize,))
+        .to(torch.uint8)
+        .view(part.dtype)
+        for name, part in kinds.items()
+    }
+
+    def produce(name: str, start: int, end: int) -> Any:
+        middle = (start + end) // 2
+        yield whole[name][start:middle]
+        yield whole[name][middle:end]
+
+    planned = [Planned(name, part.dtype, part.total) for name, part in kinds.items()]
+    path = write_alone(root, 5, planned, produce, {"a": 1}, file_bytes)
+    again = rewrite(path, root / "again", files)
+    for stored in (StoredCheckpoint.open(path), StoredCheckpoint.open(again)):
+        assert (stored.step, stored.facts) == (5, {"a": 1})
+        for name, expected in whole.items():
+            assert torch.equal(stored.read(name).view(torch.uint8), expected.view(torch.uint8))
+            third = len(expected) // 3
+            part = stored.read(name, third, len(expected) - 2 * third)
+            assert torch.equal(
+                part.view(torch.uint8), expected[third : len(expected) - third].view(torch.uint8)
+            )
+    for file in Path(str(path)).glob("*.safetensors"):
+        load_file(file)
+
+
+def test_a_producer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    planned = [Planned("w", torch.float32, 10)]
+    with pytest.raises(ValueError, match="bytes were given for a layout of"):
+        write_alone(tmp_path, 1, planned, lambda *_: iter([torch.zeros(2)]), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_elements_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    planned = [Planned("w", torch.float32, 10)]
+    path = write_alone(tmp_path, 1, planned, lambda _, start, end: iter([torch.zeros(end - start)]), {})
+    stored = StoredCheckpoint.open(path)
+    for start, length in ((0, 11), (-1, 3), (11, 0)):
+        with pytest.raises(CheckpointError, match="has 10 elements"):
+            stored.read("w", start, length)
+    with pytest.raises(CheckpointError, match="holds no 'v'"):
+        stored.read("v")
+
+
+# Which are kept
+
 LOSSES = st.none() | st.floats(0, 10) | st.just(float("nan"))
 
 

@@ -30,13 +30,13 @@ LAYOUTS = {
             "parallel.ep=4",
             "parallel.ep_across_mirrors=true",
         ],
-        "zb_v pp4": ["parallel.pp=4", "parallel.dp=1", "parallel.ep=1", "schedule=zb_v", "model.num_layers=8"],
+        "zb_v pp4": ["parallel.pp=4", "parallel.dp=1", "parallel.ep=1", "schedule=zb_v"],
     },
     2: {"dualpipe pp2": ["parallel.pp=2", "parallel.dp=1", "parallel.ep=1"]},
     1: {"alone": ["parallel.pp=1", "parallel.dp=1", "parallel.ep=1", "schedule=1f1b"]},
-    8: {"dualpipe pp4 dp2 ep2": ["parallel.pp=4", "parallel.dp=2", "parallel.ep=2", "model.num_layers=8"]},
+    8: {"dualpipe pp4 dp2 ep2": ["parallel.pp=4", "parallel.dp=2", "parallel.ep=2"]},
 }
-LAYERS = "model.num_layers=8"  # of all: enough for four pipeline ranks of two stages
+COMMON = ["model.num_layers=8", "train.eval_microbatches=2", "train.microbatch_size=1"]
 BEFORE, AFTER = 2, 2  # steps
 
 
@@ -99,7 +99,7 @@ def configs(workplace: Path) -> dict[str, tuple[int, RunConfig]]:
     found = {}
     for world, layouts in LAYOUTS.items():
         made = small_configs(
-            workplace, world, {name: [*values, LAYERS] for name, values in layouts.items()}
+            workplace, world, {name: [*values, *COMMON] for name, values in layouts.items()}
         )
         found |= {name: (world, config) for name, config in made.items()}
     return found
