@@ -1,11 +1,13 @@
 """Out, in, and out again: the same to the last bit, in every type; and what is published under which name and type."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import Tensor
 
 from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.hf_export import HfType, export, export_bytes
@@ -15,6 +17,7 @@ from deepseek_train.checkpoint.hf_import import import_bytes, import_hf
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.checkpoint.weight_source import CheckpointWeights, checkpoint_names, open_weights
 from deepseek_train.config.schema import ModelConfig
+from deepseek_train.spec.published import Published
 from deepseek_train.spec.weights import all_weights
 from tests.helpers.hf import published
 from tests.helpers.hf_folders import assert_same, exported, random_weights, store, tensors_of
@@ -158,3 +161,43 @@ def test_a_model_that_config_json_cannot_describe(tmp_path: Path) -> None:
     m = tiny(yarn=replace(YARN, mscale=0.5, mscale_all_dim=0.0))
     with pytest.raises(CheckpointError, match=r"yarn.mscale: is 0.5 without mscale_all_dim"):
         exported(tmp_path, m, random_weights(m))
+
+
+class Watched:
+    """A source that counts which of the tensors it gave are still there when it is asked for one more."""
+
+    def __init__(self, source: HfFolder) -> None:
+        self.model = source.model
+        self.most = self.asked = 0
+        self._source = source
+        self._given: list[weakref.ref[Tensor]] = []
+
+    def read(self, name: str) -> Tensor:
+        raise AssertionError(f"all of {name} at once")
+
+    def piece(self, published: Published) -> Tensor:
+        self.asked += 1
+        self._given = [given for given in self._given if given() is not None]
+        self.most = max(self.most, len(self._given))
+        tensor = self._source.piece(published)
+        self._given.append(weakref.ref(tensor))
+        return tensor
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_tensor_at_a_time(tmp_path: Path, dtype: HfType) -> None:
+    source = Watched(HfFolder.open(exported(tmp_path, WIDE, random_weights(WIDE))))
+    export(source, tmp_path / "again", dtype, extras={}, tokens={}, shard_bytes=10**9)
+    assert source.asked == len(published(random_weights(WIDE), WIDE)) + 2  # the MTP module's copies
+    assert source.most <= 1
+
+
+def test_one_tensor_at_a_time_on_the_way_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = HfFolder.open(exported(tmp_path, WIDE, random_weights(WIDE), "bf16"))
+    monkeypatch.setattr(folder, "check_copies", lambda: None)
+    watched = Watched(HfFolder.open(tmp_path / "hf"))
+    monkeypatch.setattr(folder, "piece", watched.piece)
+    monkeypatch.setattr(folder, "read", watched.read)
+    import_hf(folder, tmp_path / "in", {})
+    assert watched.asked == len(published(random_weights(WIDE), WIDE))
+    assert watched.most <= 1

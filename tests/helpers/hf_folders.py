@@ -25,9 +25,11 @@ def random_weights(m: ModelConfig, seed: int = 5) -> dict[str, Tensor]:
     return {w.name: torch.randn(w.shape, generator=generator) for w in all_weights(m)}
 
 
-def store(root: Path, m: ModelConfig, tensors: Mapping[str, Tensor], **facts: Any) -> Path:
+def store(
+    root: Path, m: ModelConfig, tensors: Mapping[str, Tensor], kind: str = "master", **facts: Any
+) -> Path:
     """A checkpoint of these weights, given by table name."""
-    by_name = {stored: tensors[name].float() for name, stored in checkpoint_names(m).items()}
+    by_name = {stored: tensors[name].float() for name, stored in checkpoint_names(m, kind).items()}
     planned = [Planned(name, torch.float32, t.numel()) for name, t in by_name.items()]
     produce = lambda name, start, end: iter([by_name[name].flatten()[start:end]])  # noqa: E731
     path = write_alone(root, 0, planned, produce, {"model": asdict(m), **facts})
