@@ -18,6 +18,7 @@ from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
 
+CHECKPOINTS = "checkpoints"  # the folder of a run's own, in the run folder
 COMMITTED = re.compile(r"step-(\d{1,18})(\.replaced)?")
 _DRAFT = re.compile(r"step-\d+\.tmp-.*")
 log = logging.getLogger(__name__)

@@ -2,8 +2,6 @@
 
 import json
 
-import xxhash
-
 from deepseek_train.data.tokenizer import SPECIAL_TOKENS, TextTokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -19,11 +17,6 @@ def tokenizer_files(tokenizer: TextTokenizer, length: int) -> dict[str, bytes]:
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     return {TOKENIZER: tokenizer.json, "tokenizer_config.json": text.encode()}
-
-
-def digest(tokenizer: TextTokenizer) -> str:
-    """Of its tokenizer.json, as the facts of a checkpoint have it: xxh3_128."""
-    return xxhash.xxh3_128_hexdigest(tokenizer.json)
 
 
 def token_ids(tokenizer: TextTokenizer) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.checkpoint.hf_folder import CONFIG, HfFolder
 from deepseek_train.checkpoint.manifest import NAME as MANIFEST
 from deepseek_train.checkpoint.places import Place
@@ -15,8 +16,6 @@ from deepseek_train.config.parse import ConfigError, parse
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.spec.published import Published
 from deepseek_train.spec.weights import all_weights
-
-RUN_CHECKPOINTS = "checkpoints"  # in a run's folder
 
 
 class WeightSource(Protocol):
@@ -99,11 +98,11 @@ def find_checkpoint(path: Place) -> Place:
     Raises CheckpointError where there is none."""
     if (path / MANIFEST).is_file():
         return path
-    for root in (path / RUN_CHECKPOINTS, path):
+    for root in (path / CHECKPOINTS, path):
         found = newest(root) if root.is_dir() else None
         if found is not None:
             return found
     raise CheckpointError(
         f"{path} holds no weights: neither {CONFIG} (a Hugging Face folder), nor {MANIFEST} (a checkpoint), "
-        f"nor checkpoints of a run in {RUN_CHECKPOINTS}/"
+        f"nor checkpoints of a run in {CHECKPOINTS}/"
     )

@@ -28,15 +28,13 @@ from upath import UPath
 
 from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
-from deepseek_train.checkpoint.folders import Found, committed, found_at, set_aside_in
+from deepseek_train.checkpoint.folders import CHECKPOINTS, Found, committed, found_at, set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify
 from deepseek_train.checkpoint.places import Place, remove_folder
 from deepseek_train.checkpoint.retention import Retention
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.monitor import numbers
-
-CHECKPOINTS = "checkpoints"  # of a run folder
 
 
 class _Ended(Exception):

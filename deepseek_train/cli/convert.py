@@ -40,12 +40,13 @@ from upath import UPath
 
 from deepseek_kernels.formats import TILE
 from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.checkpoint.hf_config import context_length
 from deepseek_train.checkpoint.hf_export import HfType, export, export_bytes
 from deepseek_train.checkpoint.hf_folder import HfFolder
 from deepseek_train.checkpoint.hf_import import import_bytes, import_hf
-from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER, digest, token_ids, tokenizer_files
-from deepseek_train.checkpoint.weight_source import RUN_CHECKPOINTS, CheckpointWeights, open_weights
+from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER, token_ids, tokenizer_files
+from deepseek_train.checkpoint.weight_source import CheckpointWeights, open_weights
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.convert_request import (
     FromHf,
@@ -110,19 +111,19 @@ def _from_hf(words: Sequence[str]) -> None:
     tokenizer = find_tokenizer(request.tokenizer, source, folder.model)
     facts = {"imported_from": source.resolve().name}
     if tokenizer is not None:
-        facts["tokenizer"] = digest(tokenizer)
+        facts["tokenizer"] = tokenizer.sha256
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.unfinished")
     draft.mkdir()
     try:
         with _bar("reading", import_bytes(folder.model)) as done:
-            checkpoint = import_hf(folder, draft / RUN_CHECKPOINTS, facts, done=done)
+            checkpoint = import_hf(folder, draft / CHECKPOINTS, facts, done=done)
         if tokenizer is not None:
             (draft / TOKENIZER).write_bytes(tokenizer.json)
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    print(f"{target / RUN_CHECKPOINTS / checkpoint.name}: {folder.model.name}")
+    print(f"{target / CHECKPOINTS / checkpoint.name}: {folder.model.name}")
 
 
 def _notes(m: ModelConfig, dtype: HfType, tokenizer: TextTokenizer | None) -> Iterator[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from deepseek_train.checkpoint.hf_export import HfType
-from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER, digest
+from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.cli.key_value import UsageError
 from deepseek_train.config.schema import ModelConfig
@@ -72,10 +72,10 @@ def find_tokenizer(wanted: str, source: Place, m: ModelConfig) -> TextTokenizer 
 
 def check_same(tokenizer: TextTokenizer, trained_with: str | None) -> None:
     """Raises UsageError where the model was trained with another tokenizer than this."""
-    if trained_with not in (None, digest(tokenizer)):
+    if trained_with not in (None, tokenizer.sha256):
         raise UsageError(
             [
-                f"the tokenizer's xxh3_128 is {digest(tokenizer)}, the model was trained with {trained_with}: "
+                f"the tokenizer's sha256 is {tokenizer.sha256}, the model was trained with {trained_with}: "
                 "write tokenizer=FILE for that one, or tokenizer=none"
             ]
         )

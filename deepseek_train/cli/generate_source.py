@@ -8,7 +8,7 @@ import yaml
 from upath import UPath
 
 from deepseek_train.checkpoint.agree import CheckpointError
-from deepseek_train.checkpoint.folders import committed
+from deepseek_train.checkpoint.folders import CHECKPOINTS, committed
 from deepseek_train.checkpoint.hf_folder import CONFIG
 from deepseek_train.checkpoint.manifest import NAME as MANIFEST_FILE
 from deepseek_train.checkpoint.places import Place
@@ -19,7 +19,7 @@ from deepseek_train.config.schema import ModelConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import TOKENIZER_FILE
 from deepseek_train.data.tokenizer import TextTokenizer, load_tokenizer
-from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE
+from deepseek_train.train.folder import CONFIG_FILE
 
 _NAMES = "write a run, as source=runs/tiny, one of its checkpoints, or a Hugging Face folder"
 _NAME_IT = "name the right one, tokenizer=FILE"

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 from upath import UPath
 
+from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.manifest import TOKENIZER_FILE
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 def checkpoints_of(config: RunConfig, folder: Path) -> Place:

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepseek_train.checkpoint.agree import CheckpointError
-from deepseek_train.checkpoint.hf_tokenizer import digest
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.checkpoint.weight_source import find_checkpoint, open_weights
 from deepseek_train.cli.convert import main
@@ -23,7 +22,7 @@ M = tiny(name="mine", num_layers=2, vocab_size=TOKENIZER.vocab_size, embed_init_
 
 def a_run(folder: Path, m: ModelConfig = M) -> Path:
     """A run's folder, as far as it matters here."""
-    store(folder / "checkpoints", m, random_weights(m), tokenizer=digest(TOKENIZER))
+    store(folder / "checkpoints", m, random_weights(m), tokenizer=TOKENIZER.sha256)
     (folder / "tokenizer.json").write_bytes(TOKENIZER.json)
     return folder
 
@@ -49,7 +48,7 @@ def test_there_and_back_and_there_again(
         assert (first / name).read_bytes() == (second / name).read_bytes()
     facts = StoredCheckpoint.open(find_checkpoint(back)).facts
     assert facts["imported_from"] == "first"
-    assert facts["tokenizer"] == digest(TOKENIZER)
+    assert facts["tokenizer"] == TOKENIZER.sha256
     assert open_weights(back).model == M
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "first", "run", "second"]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.expert.deep_ep_problems import Load, Machine, deep_ep_problems
@@ -18,7 +19,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import node_problems, plan_experts
-from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+from deepseek_train.train.folder import CONFIG_FILE, config_yaml
 from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 
