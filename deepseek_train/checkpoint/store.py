@@ -45,10 +45,10 @@ def save(root: Path, step: int, snapshot: Snapshot, *, keep: int) -> Path:
     return final
 
 
-def newest(root: Path) -> Path | None:
-    """The folder of the latest step with a valid manifest; None where there is none. Not collective: several
-    ranks that ask a busy file system may hear several answers, so let one ask and tell the others."""
-    return next(iter(committed(root)), None)
+def newest(root: Path, step: int | None = None) -> Path | None:
+    """The folder of the latest step, of ``step`` at most, with a valid manifest; None where there is none. Not
+    collective: several ranks that ask a busy file system may hear several answers, so let one ask and tell the others."""
+    return next((p for p in committed(root) if step is None or read_manifest(p).step <= step), None)
 
 
 def load(path: Path, snapshot: Snapshot) -> dict[str, Any]:

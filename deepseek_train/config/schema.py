@@ -191,6 +191,9 @@ class OptimConfig:
     sequence_balance_weight: float = 1e-4  # alpha: sequence-wise balance loss
     # sign (V3): a router bias moves by gamma; magnitude: by gamma times (mean load - load) / mean load.
     balance_rule: Literal["sign", "magnitude"] = "sign"
+    # Averaged weights in CPU memory beside the trained ones (V3 report section 3.2.3), validated with them: so much of
+    # the average stays at each step. None: no average.
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """Steps that are not taken (``train/guard.py``). One whose loss or gradient is not finite never is; the rest is for
+    spikes. V3 had none, but a run of a month may lose days to one; far from a spike the guard changes nothing."""
+
+    # A step with more than this factor times the running mean is skipped; 0: whatever it is. Losses are nats: twice the
+    # mean is the square of the perplexity, which no batch of a sound run comes near. Norms of single steps do reach
+    # some means, and are clipped anyway.
+    loss_factor: float = 2.0
+    norm_factor: float = 10.0
+    mean_steps: int = 100  # accepted steps that the means span; before as many no spike is seen
+    # So many skipped steps in a row: the weights are to blame, or the data. Back to the checkpoint before them, and
+    # past their data. 0: never.
+    max_skips: int = 3
+    max_rollbacks: int = 2  # to the same checkpoint; then the run stops
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length of the run and size of its pieces."""
 
@@ -222,6 +242,9 @@ class TrainConfig:
     sample_prompt: str = ""  # continuation printed at the end; empty: none
     sample_tokens: int = 64
     stop_after_seconds: float | None = None  # save and stop cleanly after this much wall time
+    guard: GuardConfig = GuardConfig()
+    # Steps between two comparisons of all replicas of all weights (``train/replicas.py``); 0: never.
+    check_replicas_every: int = 100
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,16 @@ import torch.distributed as dist
 from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.checkpoint.store import newest
 from deepseek_train.data.tokenizer import load_tokenizer
+from deepseek_train.monitor.events import Event
+from deepseek_train.monitor.metrics import StepMetrics
 from deepseek_train.monitor.report import Sample
 from deepseek_train.schedule.timeline import Timeline
+from deepseek_train.train.batching import is_due
 from deepseek_train.train.build import Job
 from deepseek_train.train.folder import CHECKPOINTS
 from deepseek_train.train.observer import Observer, open_observer, steps_to
+from deepseek_train.train.replicas import ReplicaError
+from deepseek_train.train.rollback import roll_back
 from deepseek_train.train.sample import continuation
 from deepseek_train.train.state import Progress, load_checkpoint, save_checkpoint
 from deepseek_train.train.step import evaluate, train_step
@@ -74,15 +79,24 @@ def train(job: Job, folder: Path) -> None:
     finished = stopping = False
     with observer.monitor as monitor:
         for session_step in range(1, 1 << 62):
-            progress, metrics = train_step(job, progress, traced=session_step == traced_step)
+            try:
+                progress, metrics = train_step(job, progress, traced=session_step == traced_step)
+            except ReplicaError as error:
+                observer.event(Event(progress.step + 1, "replicas differ", str(error)))
+                raise
             monitor.step(metrics)
+            if metrics.skipped:
+                observer.event(_skipped(progress, metrics))
+                if 0 < config.train.guard.max_skips <= progress.guard.in_a_row:
+                    progress = roll_back(job, root, progress, observer)
+                    continue
             if metrics.timeline is not None:
                 timeline = metrics.step, metrics.timeline
             finished = progress.tokens >= config.train.total_tokens
             stopping = not finished and stop.agreed(job.place.device)
-            if finished or _due(config.train.eval_every, progress):
+            if finished or is_due(config.train.eval_every, progress.step):
                 monitor.evaluation(evaluate(job, progress))
-            if finished or stopping or _due(config.checkpoint.every, progress):
+            if finished or stopping or is_due(config.checkpoint.every, progress.step):
                 saved = save_checkpoint(job, root, progress, observer.wandb_id)
             if finished or stopping:
                 break
@@ -94,15 +108,17 @@ def train(job: Job, folder: Path) -> None:
         observer.say(f"stopped after step {progress.step}; {again} goes on from there")
 
 
+def _skipped(progress: Progress, metrics: StepMetrics) -> Event:
+    cursor, behind = progress.cursor, progress.cursor.consumed_sequences
+    window = cursor.number(behind - metrics.batch_size), cursor.number(behind - 1) + 1
+    return Event(metrics.step, "skipped", metrics.skipped_why or "", window)
+
+
 def _newest(root: Path) -> Path | None:
     """The checkpoint to go on from, by rank 0's eyes (with resume=never it has moved older ones aside)."""
     found = [newest(root) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]
-
-
-def _due(every: int, progress: Progress) -> bool:
-    return every > 0 and progress.step % every == 0
 
 
 def _sample(job: Job, observer: Observer) -> Sample | None:

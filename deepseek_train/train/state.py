@@ -10,6 +10,7 @@ from deepseek_train.checkpoint.pieces import Piece, Snapshot
 from deepseek_train.checkpoint.store import load, save
 from deepseek_train.data.loader import Cursor
 from deepseek_train.train.build import Job
+from deepseek_train.train.guard import GuardState
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,17 @@ class Progress:
     tokens: int = 0
     cursor: Cursor = Cursor()
     wall_seconds: float = 0.0  # spent training, all sessions together
+    guard: GuardState = GuardState()
 
-    def after(self, sequences: int, tokens: int, seconds: float) -> "Progress":
+    def after(self, sequences: int, tokens: int, seconds: float, guard: GuardState) -> "Progress":
         """One more step."""
         return replace(
             self,
             step=self.step + 1,
             tokens=self.tokens + tokens,
-            cursor=Cursor(self.cursor.consumed_sequences + sequences),
+            cursor=replace(self.cursor, consumed_sequences=self.cursor.consumed_sequences + sequences),
             wall_seconds=self.wall_seconds + seconds,
+            guard=guard,
         )
 
 
@@ -47,6 +50,10 @@ def snapshot(job: Job, facts: dict[str, Any]) -> Snapshot:
             ("exp_avg_sq", fragment.exp_avg_sq),
         ):
             pieces.append(Piece(f"{kind}/{fragment.name}", offset + fragment.start, one.spec.size, tensor))
+    for average in job.ema.averages() if job.ema is not None else ():
+        one = owned[average.name]
+        offset = job.mesh.expert_group.rank * one.weight.numel() if one.spec.expert else 0
+        pieces.append(Piece(f"ema/{average.name}", offset + average.start, one.spec.size, average.tensor))
     biases = {f"router_bias/{layer}": bias for layer, bias in job.router_biases()}
     return Snapshot(pieces, biases, facts)
 
@@ -60,6 +67,7 @@ def save_checkpoint(job: Job, root: Path, progress: Progress, wandb_id: str | No
         "tokens": progress.tokens,
         "wall_seconds": only_rank_0_knows[0],
         "cursor": progress.cursor.as_dict(job.train_source.identity),
+        "guard": progress.guard.as_dict(),
         "optimizer_steps": job.optimizer.steps_taken(),
         "layout": asdict(job.layout),
         "wandb_id": only_rank_0_knows[1],
@@ -77,5 +85,6 @@ def load_checkpoint(job: Job, path: Path) -> tuple[Progress, str | None]:
         tokens=facts["tokens"],
         cursor=Cursor.from_dict(facts["cursor"], job.train_source.identity),
         wall_seconds=facts["wall_seconds"],
+        guard=GuardState.from_dict(facts["guard"]),
     )
     return progress, facts["wandb_id"]
