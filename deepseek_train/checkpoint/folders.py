@@ -66,15 +66,6 @@ def retire(root: Path, latest: Path, keep: int) -> None:
     others = [path for path in committed(root) if path != latest]
     gone = [path for path in others if path.suffix]
     gone += [path for path in others if not path.suffix][keep - 1 :]
-    _delete(gone)
-
-
-def discard_after(root: Path, step: int) -> None:
-    """Delete all checkpoints of later steps than ``step``: the run went back to it, and is taking those steps again."""
-    _delete([path for path in committed(root) if read_manifest(path).step > step])
-
-
-def _delete(gone: list[Path]) -> None:
     for path in gone:
         try:
             # renamed first: half a checkpoint must not look like one

@@ -47,7 +47,7 @@ def save(root: Path, step: int, snapshot: Snapshot, *, keep: int) -> Path:
 
 def newest(root: Path, step: int | None = None) -> Path | None:
     """The folder of the latest step, of ``step`` at most, with a valid manifest; None where there is none. Not
-    collective: several ranks that ask a busy file system may hear several answers, so let one ask and tell the others."""
+    collective: several ranks that ask a busy file system may hear several answers, so let one ask and tell."""
     return next((p for p in committed(root) if step is None or read_manifest(p).step <= step), None)
 
 

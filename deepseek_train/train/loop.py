@@ -93,10 +93,12 @@ def train(job: Job, folder: Path) -> None:
             if metrics.timeline is not None:
                 timeline = metrics.step, metrics.timeline
             finished = progress.tokens >= config.train.total_tokens
-            stopping = not finished and stop.agreed(job.place.device)
+            # While steps are being skipped a checkpoint would only push out the one to go back to: a few steps' wait.
+            in_row = 0 < progress.guard.in_a_row < config.train.guard.max_skips
+            stopping = not finished and stop.agreed(job.place.device) and not in_row
             if finished or is_due(config.train.eval_every, progress.step):
                 monitor.evaluation(evaluate(job, progress))
-            if finished or stopping or is_due(config.checkpoint.every, progress.step):
+            if finished or stopping or (is_due(config.checkpoint.every, progress.step) and not in_row):
                 saved = save_checkpoint(job, root, progress, observer.wandb_id)
             if finished or stopping:
                 break

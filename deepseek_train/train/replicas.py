@@ -15,31 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepseek_train.parallel.checksum import checksum
 from deepseek_train.parallel.mesh import ReplicaGroup
 from deepseek_train.train.build import Job
-
-CHUNK = 1 << 22  # elements looked at in one go: their 64-bit products are all that a checksum needs of memory
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
 
 class ReplicaError(RuntimeError):
     """Replicas hold different bits: which tensors, on which ranks, at which step. The same on every rank."""
-
-
-def checksum(tensor: Tensor) -> Tensor:
-    """A scalar, int64, on the tensor's device: the sum of the elements' bit patterns, each times an odd number that
-    grows with its place, modulo 2^64.
-
-    Any change of one element changes it: a difference below 2^64 times an odd number is not 0 modulo 2^64. So does an
-    exchange of two different elements.
-    """
-    bits = tensor.detach().flatten().view(INTEGERS[tensor.element_size()])
-    odd = torch.arange(1, 2 * min(CHUNK, len(bits)), 2, device=tensor.device)
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for start in range(0, len(bits), CHUNK):
-        chunk = bits[start : start + CHUNK].to(torch.int64)
-        total += (chunk * odd[: len(chunk)]).sum() + 2 * start * chunk.sum()
-    return total
 
 
 def check_replicas(job: Job, step: int) -> float:
@@ -86,7 +68,7 @@ class _Watched:
 
     def _sides(self, sums_R: list[int]) -> str:
         """Who holds what; the odd ones first."""
-        counts = Counter(sums_R).most_common()[::-1]
+        counts = sorted(Counter(sums_R).items(), key=lambda one: (one[1], sums_R.index(one[0])))
         sides = []
         for value, _ in counts:
             ranks = [str(rank) for rank, its in zip(self.replicas.ranks, sums_R, strict=True) if its == value]

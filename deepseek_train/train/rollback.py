@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from deepseek_train.checkpoint.folders import discard_after
 from deepseek_train.checkpoint.store import newest
 from deepseek_train.data.windows import Window
 from deepseek_train.monitor.events import EVENTS_FILE, Event
@@ -43,8 +42,6 @@ def roll_back(job: Job, root: Path, progress: Progress, observer: Observer) -> P
         where = ", ".join(map(str, windows[before:]))
         why = f"{why}, after {row.max_rollbacks} rollbacks to step {restored.step}; sequences {where}"
         raise _given_up(observer, progress, window, why)
-    if dist.get_rank() == 0:
-        discard_after(root, restored.step)
     text = f"{why}; back to step {restored.step}, sequences {window} are left out"
     observer.event(Event(progress.step, "rolled back", text, (window.first, window.end)))
     observer.monitor.rewind(restored.step)
