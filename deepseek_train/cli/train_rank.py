@@ -13,6 +13,7 @@ from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.data.errors import DataError
 from deepseek_train.parallel.rendezvous import RendezvousError, join
+from deepseek_train.train.begin import NoGoodCheckpoint
 from deepseek_train.train.build import build
 from deepseek_train.train.folder import open_folder
 from deepseek_train.train.guard import GuardError
@@ -20,8 +21,8 @@ from deepseek_train.train.loop import train
 from deepseek_train.train.preflight import resolve_layout
 from deepseek_train.train.replicas import ReplicaError
 
-# Beside 2: what a launcher that starts runs again must tell apart. After 5 it may do so at once, after 4 it must not.
-EXIT_CODES: dict[type[Exception], int] = {GuardError: 4, ReplicaError: 5}
+# Beside 2, for a launcher that starts runs again: after 5 it may do so at once, after the others somebody has to look.
+EXIT_CODES: dict[type[Exception], int] = {NoGoodCheckpoint: 3, GuardError: 4, ReplicaError: 5}
 
 
 def rank_main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The bits of a tensor as one number, made where the tensor is, in passing: what replicas compare instead of weights."""
+"""The bits of a tensor as one number, made where the tensor is: what replicas compare instead of weights."""
 
 import torch
 from torch import Tensor

@@ -5,11 +5,9 @@ next checkpoint, resumes from the same checkpoint, meets the same row and does t
 """
 
 from dataclasses import replace
-from pathlib import Path
 
-import torch.distributed as dist
-
-from deepseek_train.checkpoint.store import newest
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.store import newest_good
 from deepseek_train.data.windows import Window
 from deepseek_train.monitor.events import EVENTS_FILE, Event
 from deepseek_train.train.build import Job
@@ -24,7 +22,7 @@ def skipped_window(progress: Progress) -> Window:
     return Window(cursor.number(start), cursor.number(cursor.consumed_sequences - 1) + 1)
 
 
-def roll_back(job: Job, root: Path, progress: Progress, observer: Observer) -> Progress:
+def roll_back(job: Job, root: Place, progress: Progress, observer: Observer) -> Progress:
     """Puts the newest checkpoint in ``root`` from before the row into the job (collective); returns its progress, with
     the row's data among the windows to jump over.
 
@@ -32,7 +30,7 @@ def roll_back(job: Job, root: Path, progress: Progress, observer: Observer) -> P
     """
     guard, window, row = progress.guard, skipped_window(progress), job.config.train.guard
     why = f"{guard.in_a_row} steps in a row were skipped, steps {guard.row_after_step + 1} to {progress.step}"
-    checkpoint = _newest(root, guard.row_after_step)
+    checkpoint = newest_good(root, guard.row_after_step)
     if checkpoint is None:
         raise _given_up(observer, progress, window, f"{why}, and no checkpoint is from before them")
     restored, _ = load_checkpoint(job, checkpoint)
@@ -57,10 +55,3 @@ def _given_up(observer: Observer, progress: Progress, window: Window, why: str) 
         "data, lower optim.lr, or raise train.guard.loss_factor, norm_factor or max_skips (0: never go back); the "
         "same command goes on from the last checkpoint."
     )
-
-
-def _newest(root: Path, step: int) -> Path | None:
-    """The newest checkpoint of at most ``step``, by rank 0's eyes."""
-    found = [newest(root, step) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepseek_train.checkpoint import Snapshot, save
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.averaged import averaged_weights
 from deepseek_train.train.build import Job, build
 from deepseek_train.train.preflight import resolve_layout
-from deepseek_train.train.state import Progress, load_checkpoint, save_checkpoint, snapshot
+from deepseek_train.train.state import Progress, checkpoint_of, load_checkpoint, snapshot
 from deepseek_train.train.step import evaluate, train_step
 from tests.dist.small_run import small_configs
 from tests.harness import run_ranks
@@ -61,10 +62,20 @@ def averaged(rank: int, world_size: int, config: RunConfig, folder: Path) -> Non
         assert torch.equal(one.weight, was), one.spec.name
     assert all(torch.equal(piece.tensor, pieces[piece.name]) for piece in snapshot(job, {}).pieces)
 
-    path = save_checkpoint(job, folder, progress, None)
+    full = checkpoint_of(job, progress, None)
+    path = save(folder, 4, full, keep=9)
+    without = [piece for piece in full.pieces if not piece.name.startswith("ema/")]
+    bare = save(folder, 5, Snapshot(without, full.replicated, full.facts), keep=9)
     train_step(job, progress, traced=False)
     load_checkpoint(job, path)
-    assert all(torch.equal(average.tensor, wanted[average.name, average.start]) for average in job.ema.averages())
+    for average in job.ema.averages():
+        assert torch.equal(average.tensor, wanted[average.name, average.start]), average.name
+
+    train_step(job, progress, traced=False)
+    load_checkpoint(replace(job, ema=None), path)  # a run that gives its averages up
+    load_checkpoint(job, bare)  # and one that begins with them
+    for fragment, average in zip(job.optimizer.fragments(), job.ema.averages(), strict=True):
+        assert torch.equal(average.tensor, fragment.master), average.name
 
 
 def evaluate_alone(job: Job, progress: Progress) -> float:

@@ -64,6 +64,10 @@ class Poisoned:
     def identity(self) -> StreamIdentity:
         return self.source.identity
 
+    @property
+    def tokenizer_hash(self) -> str:
+        return self.source.tokenizer_hash
+
     def sequences(self, indices: Sequence[int]) -> NDArray[np.int64]:
         if not set(indices).isdisjoint(self.numbers):
             self.victim.main_grad.view(-1)[0] = float("nan")  # gradients are added to this
@@ -206,9 +210,10 @@ def command(_rank: int, _world_size: int, arguments: list[str]) -> int:
 
 def test_the_command_ends_with_the_guards_own_exit_code(tmp_path: Path) -> None:
     """With a factor this close to 1 the first loss that rises is a spike, and there is no checkpoint yet."""
+    flat = ["optim.lr.start=0"]  # losses rise and fall with the data alone
     alone = ["parallel.pp=1", "parallel.dp=1", "parallel.ep=1", "schedule=1f1b", "train.eval_microbatches=2"]
     touchy = ["loss_factor=1.000001", "mean_steps=1", "max_skips=1"]
-    arguments = [*alone, *(f"train.guard.{setting}" for setting in touchy)]
+    arguments = [*flat, *alone, *(f"train.guard.{setting}" for setting in touchy)]
     config = small_configs(tmp_path, 1, {"": arguments})[""]
     paths = [f"data.path={config.data.path}", f"run_dir={config.run_dir}"]
     assert run_ranks(command, 1, [*SMALL, *arguments, *paths], group=False) == [EXIT_CODES[GuardError]]
