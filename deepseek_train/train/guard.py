@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from deepseek_train.config.schema import GuardConfig
+from deepseek_train.config.guard import GuardConfig
 
 
 class GuardError(RuntimeError):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepseek_train.config.schema import GuardConfig
+from deepseek_train.config.guard import GuardConfig
 from deepseek_train.data.windows import Window, number_outside
 from deepseek_train.monitor.events import Event, read_events, record_event
 from deepseek_train.train.guard import GuardState

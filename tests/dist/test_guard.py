@@ -15,7 +15,8 @@ from torch import Tensor
 
 from deepseek_train.checkpoint.store import newest
 from deepseek_train.cli.train_rank import EXIT_CODES, rank_main
-from deepseek_train.config.schema import GuardConfig, RunConfig
+from deepseek_train.config.guard import GuardConfig
+from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.loader import Cursor, StreamIdentity, TokenSource
 from deepseek_train.data.windows import Window
 from deepseek_train.monitor.events import read_events
