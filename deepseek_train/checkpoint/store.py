@@ -35,13 +35,15 @@ def save(root: Place, step: int, snapshot: Snapshot, *, keep: int) -> Place:
     return final
 
 
-def newest(root: Place) -> Place | None:
-    """The folder of the latest step with a valid manifest; None where there is none. Its files were not looked at."""
-    return next((found.path for found in committed(root)), None)
+def newest(root: Place, step: int | None = None) -> Place | None:
+    """The folder of the latest step (of ``step`` at most) with a valid manifest; None where there is none. Its files
+    were not looked at."""
+    return next((found.path for found in committed(root) if step is None or found.step <= step), None)
 
 
-def newest_good(root: Place) -> Place | None:
-    """The latest checkpoint all of whose files are what its manifest says; None where there is none (collective).
+def newest_good(root: Place, step: int | None = None) -> Place | None:
+    """The latest checkpoint (of ``step`` at most) all of whose files are what its manifest says; None where there is
+    none (collective).
 
     Those found damaged on the way are set aside (``step-N.bad``), with a warning that says what is wrong with it.
     """
@@ -49,7 +51,7 @@ def newest_good(root: Place) -> Place | None:
     def look() -> tuple[Place | None, bool]:
         for path, reason in without_manifest(root):
             log.warning("set aside as %s: %s", set_aside(path, reason), reason)
-        return newest(root), True
+        return newest(root, step), True
 
     while True:
         path, _ = on_first(look)

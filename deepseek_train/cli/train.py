@@ -1,7 +1,9 @@
 """``deepseek-train [key=value ...]``: pretrain.
 
 Under torchrun it joins the ranks that torchrun started; otherwise it starts its own on this machine (pp x dp, from the
-configuration). Exit code 2: the configuration, the data or the launch is wrong, nothing was started.
+configuration). Exit codes: 2, the configuration, the data or the launch is wrong, nothing was started; 4, the guard
+gave the run up (train/guard.py), somebody has to look; 5, replicas of a weight differ (train/replicas.py), the same
+command goes on from the last checkpoint.
 
 This half of the command is light: torch and DeepSpeed are imported only where ranks run, so mistakes are told at once.
 """

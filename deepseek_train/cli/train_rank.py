@@ -16,8 +16,13 @@ from deepseek_train.parallel.rendezvous import RendezvousError, join
 from deepseek_train.train.begin import NoGoodCheckpoint
 from deepseek_train.train.build import build
 from deepseek_train.train.folder import open_folder
+from deepseek_train.train.guard import GuardError
 from deepseek_train.train.loop import train
 from deepseek_train.train.preflight import resolve_layout
+from deepseek_train.train.replicas import ReplicaError
+
+# Beside 2, for a launcher that starts runs again: after 5 it may do so at once, after the others somebody has to look.
+EXIT_CODES: dict[type[Exception], int] = {NoGoodCheckpoint: 3, GuardError: 4, ReplicaError: 5}
 
 
 def rank_main(argv: list[str]) -> int:
@@ -36,14 +41,10 @@ def rank_main(argv: list[str]) -> int:
             open_folder(config)
         dist.barrier()
         train(build(config, layout, place), Path(config.run_dir))
-    except NoGoodCheckpoint as error:
+    except (RendezvousError, DataError, CheckpointError, GuardError, ReplicaError) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error, file=sys.stderr)
-        return 3
-    except (RendezvousError, DataError, CheckpointError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(error, file=sys.stderr)
-        return 2
+        return EXIT_CODES.get(type(error), 2)
     # Not after an exception: with collectives under way it could wait for ever and hide the traceback.
     dist.destroy_process_group()
     return 0

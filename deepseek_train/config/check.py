@@ -166,6 +166,19 @@ def _fp8(run: RunConfig) -> Iterator[Problem]:
         yield Problem("precision.fp8.weights.tile", what, "Write 128x128 (V3) or tensor.")
 
 
+def _guard(run: RunConfig) -> Iterator[Problem]:
+    guard, decay = run.train.guard, run.optim.ema_decay
+    for name in ("loss_factor", "norm_factor"):
+        factor = getattr(guard, name)
+        if factor != 0.0 and not 1.0 < factor < math.inf:
+            what = f"{factor}: a step would be a spike unless it is far below the mean"
+            yield Problem(f"train.guard.{name}", what, "Use a factor above 1, or 0 to look for no spikes.")
+    yield from _positive("train.guard", ("mean_steps",), guard)
+    if decay is not None and not 0.0 <= decay < 1.0:
+        what = f"{decay} is not in [0, 1)"
+        yield Problem("optim.ema_decay", what, "0.9999 spans the last 10,000 steps; null keeps no average.")
+
+
 def _rest(run: RunConfig) -> Iterator[Problem]:
     for where, text in (("name", run.name), ("run_dir", run.run_dir), ("data.path", run.data.path)):
         if not text or text == "???":
@@ -188,12 +201,17 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
             f"'block' beside {', '.join(k for k in run.train.recompute if k != 'block')}: it already forgets those",
             "Write [block] alone, or leave it out.",
         )
+    yield from _guard(run)
     for where, value in (
         ("checkpoint.every", run.checkpoint.every),
         ("train.eval_every", run.train.eval_every),
+        ("train.check_replicas_every", run.train.check_replicas_every),
+        ("train.guard.max_skips", run.train.guard.max_skips),
+        ("train.guard.max_rollbacks", run.train.guard.max_rollbacks),
     ):
         if value < 0:
-            yield Problem(where, f"is negative ({value})", "Use 0 for 'only at the end'.")
+            zero = "only at the end" if where in ("checkpoint.every", "train.eval_every") else "never"
+            yield Problem(where, f"is negative ({value})", f"Use 0 for '{zero}'.")
     if run.train.sample_tokens < 0:
         yield Problem("train.sample_tokens", f"is negative ({run.train.sample_tokens})", "Use 0 for none.")
     if not 1 <= run.data.validation_percent <= 99:

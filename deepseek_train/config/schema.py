@@ -8,6 +8,8 @@ slice of a ``RunConfig``, never the whole.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deepseek_train.config.guard import GuardConfig
+
 # Activations that the backward pass can compute once more instead of keeping them (V3 report section 3.2.3):
 # results of RMSNorms; queries, keys, values; results of SwiGLU; or all inside a block but what enters its phases.
 Forgettable = Literal["norm", "mla_up", "swiglu", "block"]
@@ -191,6 +193,9 @@ class OptimConfig:
     sequence_balance_weight: float = 1e-4  # alpha: sequence-wise balance loss
     # sign (V3): a router bias moves by gamma; magnitude: by gamma times (mean load - load) / mean load.
     balance_rule: Literal["sign", "magnitude"] = "sign"
+    # Averaged weights in CPU memory beside the trained ones (V3 report section 3.2.3), validated with them: so much of
+    # the average stays at each step. None: no average.
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +228,9 @@ class TrainConfig:
     sample_prompt: str = ""  # continuation printed at the end; empty: none
     sample_tokens: int = 64
     stop_after_seconds: float | None = None  # save and stop cleanly after this much wall time
+    guard: GuardConfig = GuardConfig()
+    # Steps between two comparisons of all replicas of all weights (``train/replicas.py``); 0: never.
+    check_replicas_every: int = 100
 
 
 @dataclass(frozen=True)

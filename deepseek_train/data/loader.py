@@ -21,6 +21,7 @@ from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import read_manifest
 from deepseek_train.data.order import ORDER_VERSION, SampleOrder
 from deepseek_train.data.shards import REMAKE, TokenStream
+from deepseek_train.data.windows import Window, number_outside
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,23 @@ class StreamIdentity:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where the stream of samples stands: the next sample to train on is number ``consumed_sequences``."""
+    """Where the stream of samples stands: so many were trained on, in the order of the stream without its windows."""
 
     consumed_sequences: int = 0
+    skipped_windows: tuple[Window, ...] = ()  # in the order in which they were found
+
+    def number(self, k: int) -> int:
+        """Number in the stream of the ``k``-th sequence that this run trains on; ``consumed_sequences`` is the next."""
+        return number_outside(self.skipped_windows, k)
 
     def as_dict(self, identity: StreamIdentity) -> dict[str, Any]:
         """JSON-able: this cursor and the stream it belongs to."""
-        return {**asdict(self), **asdict(identity)}
+        windows = [[window.first, window.end] for window in self.skipped_windows]
+        return {
+            "consumed_sequences": self.consumed_sequences,
+            "skipped_windows": windows,
+            **asdict(identity),
+        }
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], identity: StreamIdentity) -> "Cursor":
@@ -71,7 +82,7 @@ class Cursor:
                 "data cursor of the checkpoint",
                 "resume from another checkpoint",
             )
-        return Cursor(consumed)
+        return Cursor(consumed, tuple(Window(first, end) for first, end in values["skipped_windows"]))
 
 
 class TokenSource:

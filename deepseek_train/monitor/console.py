@@ -54,7 +54,12 @@ class ConsoleSink:
             text += f" (perplexity {math.exp(metrics.loss):.4g})"
         if metrics.mtp_loss is not None:
             text += f", MTP loss {metrics.mtp_loss:.4f}"
+        if metrics.ema_loss is not None:
+            text += f", averaged weights {metrics.ema_loss:.4f}"
         self._display.line(f"{text}, over {numbers.count(metrics.num_tokens)} tokens", style="bold cyan")
+
+    def rewind(self, step: int) -> None:
+        self._display.line(f"back to step {step}", style="bold red")
 
     def close(self) -> None:
         self._display.close()
@@ -67,7 +72,8 @@ class ConsoleSink:
         self._lines += 1
         self._display.line("  ".join(value.rjust(width) for _, width, value in cells))
         if metrics.skipped:
-            warning = f"!!! STEP {metrics.step} SKIPPED: a gradient was not finite, no weight moved !!!"
+            why = metrics.skipped_why or "a gradient was not finite"
+            warning = f"!!! STEP {metrics.step} SKIPPED: {why}; no weight moved !!!"
             self._display.line(warning, style="bold red")
 
 
@@ -96,6 +102,7 @@ def _cells(
         violation = f"{metrics.worst_max_violation():.2f}/{metrics.mean_max_violation():.2f}"
         cells.append(("maxvio", 9, violation))
     cells.append(("memory", 8, numbers.data_size(metrics.memory_bytes)))
+    cells.append(("skipped", 7, str(metrics.skipped_steps)))
     if gpu is not None:
         cells.append(("gpu", 4, f"{gpu.utilisation:.0%}"))
         cells.append(("power", 5, f"{gpu.power_watts:.0f}W"))

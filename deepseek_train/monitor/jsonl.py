@@ -36,6 +36,7 @@ class JsonlSink:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _keep_until(path, start_step)
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, metrics: StepMetrics) -> None:
@@ -49,6 +50,11 @@ class JsonlSink:
 
     def evaluation(self, metrics: EvalMetrics) -> None:
         self._write({"kind": "validation", **asdict(metrics)})
+
+    def rewind(self, step: int) -> None:
+        self._file.close()
+        _keep_until(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         self._file.close()

@@ -22,7 +22,7 @@ class StepMetrics:
     tokens_per_second: float
     expert_load: dict[int, tuple[int, ...]]  # MoE layer -> tokens each expert got in this step's global batch
     memory_bytes: int  # peak of the fullest rank: device memory on GPUs, resident set on CPUs
-    skipped: bool  # a gradient was not finite; no weight moved
+    skipped: bool  # no weight moved
     expert_traffic: ExpertTraffic | None = (
         None  # sent by all ranks; None: experts on one rank, uneven nodes, DeepEP
     )
@@ -31,6 +31,9 @@ class StepMetrics:
         None  # per second and rank, by the causal count of ``spec.work``; None in older files
     )
     mfu: float | None = None  # share of the GPU's BF16 peak; None where no peak is known
+    skipped_why: str | None = None
+    skipped_steps: int = 0  # of the run up to now, this one included
+    replica_check_seconds: float | None = None  # of the step; None: replicas were not compared in it
 
     def max_violations(self) -> dict[int, float]:
         """MaxVio of each MoE layer: its busiest expert's tokens / the mean of its experts - 1, over the global batch
@@ -64,3 +67,4 @@ class EvalMetrics:
     loss: float  # mean next-token cross-entropy, nats
     mtp_loss: float | None
     num_tokens: int  # evaluated
+    ema_loss: float | None = None  # of the averaged weights; None where there are none

@@ -106,9 +106,18 @@ def _headline(facts: ReportFacts) -> list[str]:
             )
         skipped = sum(step.skipped for step in steps)
         if skipped:
-            rows.append(("skipped steps", f"**{skipped}** (a gradient was not finite)"))
+            reasons = sorted(
+                {step.skipped_why or "a gradient was not finite" for step in steps if step.skipped}
+            )
+            rows.append(("skipped steps", f"**{skipped}** ({'; '.join(reasons[:3])})"))
+        checks = [s.replica_check_seconds for s in steps if s.replica_check_seconds is not None]
+        if checks:
+            cost = percent(sum(checks) / sum(step.step_seconds for step in steps))
+            rows.append(("replicas compared", f"{len(checks)} times all the same, {cost} of the steps' time"))
     if evaluations:
-        rows.append(("validation loss", f"**{evaluations[-1].loss:.4f}** after step {evaluations[-1].step}"))
+        last = evaluations[-1]
+        averaged = "" if last.ema_loss is None else f"; averaged weights {last.ema_loss:.4f}"
+        rows.append(("validation loss", f"**{last.loss:.4f}** after step {last.step}{averaged}"))
     return [table(("", ""), rows)]
 
 

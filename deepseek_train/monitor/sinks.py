@@ -17,6 +17,9 @@ class Sink(Protocol):
     def evaluation(self, metrics: EvalMetrics) -> None:
         """Takes every validation, after the step it followed."""
 
+    def rewind(self, step: int) -> None:
+        """The run was rolled back: what comes next is the step after ``step`` once more."""
+
     def close(self) -> None:
         """Nothing comes after. Called once, also after an exception or Ctrl-C."""
 
@@ -34,6 +37,10 @@ class Monitor:
     def evaluation(self, metrics: EvalMetrics) -> None:
         for sink in self.sinks:
             sink.evaluation(metrics)
+
+    def rewind(self, step: int) -> None:
+        for sink in self.sinks:
+            sink.rewind(step)
 
     def close(self) -> None:
         with ExitStack() as stack:

@@ -33,6 +33,7 @@ class WandbSink:
             "train/lr": metrics.lr,
             "train/batch_size": metrics.batch_size,
             "train/skipped": int(metrics.skipped),
+            "train/skipped_steps": metrics.skipped_steps,
             "train/load_max_over_mean": metrics.load_max_over_mean(),
             "max_violation/worst": metrics.worst_max_violation(),
             "max_violation/mean": metrics.mean_max_violation(),
@@ -41,6 +42,7 @@ class WandbSink:
             "speed/tflops": metrics.tflops,
             "speed/mfu": metrics.mfu,
             "speed/memory_bytes": metrics.memory_bytes,
+            "speed/replica_check_seconds": metrics.replica_check_seconds,
             **_traffic(metrics.expert_traffic),
             **{f"max_violation/layer_{layer:02}": v for layer, v in metrics.max_violations().items()},
         }
@@ -52,8 +54,12 @@ class WandbSink:
             "tokens": metrics.tokens,
             "validation/loss": metrics.loss,
             "validation/mtp_loss": metrics.mtp_loss,
+            "validation/ema_loss": metrics.ema_loss,
         }
         self._log({name: value for name, value in record.items() if value is not None})
+
+    def rewind(self, step: int) -> None:
+        """wandb keeps what it was sent: curves over "step" go back and are drawn once more."""
 
     def close(self) -> None:
         if self._broken:

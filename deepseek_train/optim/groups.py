@@ -1,5 +1,7 @@
 """What the optimizers share: groups of weights, fragments of their state, the outcome of a step."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,10 +33,27 @@ class Fragment:
     exp_avg_sq: Tensor
 
 
+# Told the gradient norm (inf where a gradient is not finite), says why the step must not be taken; None: it may.
+Objection = Callable[[float], str | None]
+
+
 @dataclass(frozen=True)
 class StepOutcome:
-    grad_norm: float  # over all weights of the job, before clipping; inf when skipped
-    skipped: bool  # a gradient somewhere was not finite: no rank moved a weight
+    grad_norm: float  # over all weights of the job, before clipping; inf where a gradient was not finite
+    refused: str | None = None  # why no rank moved a weight
+
+    @property
+    def skipped(self) -> bool:
+        return self.refused is not None
+
+
+def no_objection(_norm: float) -> str | None:
+    return None
+
+
+def refusal(norm: float, objection: Objection) -> str | None:
+    """What ``objection`` says; a norm that is not finite is refused whatever it says."""
+    return objection(norm) or (None if math.isfinite(norm) else "a gradient is not finite")
 
 
 class DistributedOptimizer(Protocol):
@@ -43,8 +62,9 @@ class DistributedOptimizer(Protocol):
     def reduce(self) -> None:
         """Sums gradients over each group's replicas."""
 
-    def step(self, lr: float) -> StepOutcome:
-        """Clips, updates, writes the weights back and clears ``main_grad``."""
+    def step(self, lr: float, objection: Objection = no_objection) -> StepOutcome:
+        """Clips, updates, writes the weights back and clears ``main_grad``. Refused, it clears ``main_grad`` alone:
+        weights, state and the count of steps stay as they are. ``objection`` must say the same on every rank."""
         ...
 
     def fragments(self) -> list[Fragment]:

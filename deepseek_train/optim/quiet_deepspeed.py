@@ -19,6 +19,7 @@ import deepspeed.comm
 import deepspeed.ops
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+from deepspeed.runtime.utils import clip_tensors_by_global_norm, get_global_norm_of_tensors
 from deepspeed.utils import logger
 from deepspeed.utils.timer import NoopTimer
 
@@ -26,7 +27,14 @@ from deepspeed.utils.timer import NoopTimer
 with contextlib.suppress(ImportError):
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
-__all__ = ["BF16_Optimizer", "DeepSpeedBF16Config", "NoopTimer", "adopt_process_group"]
+__all__ = [
+    "BF16_Optimizer",
+    "DeepSpeedBF16Config",
+    "NoopTimer",
+    "adopt_process_group",
+    "clip_tensors_by_global_norm",
+    "get_global_norm_of_tensors",
+]
 
 logger.setLevel(logging.ERROR)
 if not torch.cuda.is_available():

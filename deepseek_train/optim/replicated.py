@@ -2,13 +2,15 @@
 single rank, a process group. The reference that ``zero1`` is tested against, and what one-process benchmarks use.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 
 from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import OptimConfig
 from deepseek_train.optim.adamw import AdamW
-from deepseek_train.optim.groups import Fragment, StepOutcome, WeightGroup
+from deepseek_train.optim.groups import Fragment, Objection, StepOutcome, WeightGroup, no_objection, refusal
 
 
 class Replicated:
@@ -45,10 +47,11 @@ class Replicated:
                     dist.all_reduce(weight.main_grad, group=group.replicas)
 
     @torch.no_grad()
-    def step(self, lr: float) -> StepOutcome:
+    def step(self, lr: float, objection: Objection = no_objection) -> StepOutcome:
         norm = float(self._squared_norm().sqrt())
-        finite = norm < float("inf")
-        if finite:
+        norm = norm if math.isfinite(norm) else math.inf
+        refused = refusal(norm, objection)
+        if refused is None:
             scale = min(1.0, self._clip / (norm + 1e-6)) if self._clip > 0 else 1.0
             for name, weight in self._weights.items():
                 self._masters[name].grad = weight.main_grad.mul_(scale) if scale < 1.0 else weight.main_grad
@@ -58,7 +61,7 @@ class Replicated:
             self._publish()
         for weight in self._weights.values():
             weight.main_grad.zero_()
-        return StepOutcome(norm if finite else float("inf"), not finite)
+        return StepOutcome(norm, refused)
 
     def _squared_norm(self) -> torch.Tensor:
         """Over all weights of the job: each replica counts its share of a sum that all of them hold."""

@@ -8,6 +8,7 @@ Relies on BF16_Optimizer's fields as they are in deepspeed 0.17 to 0.19; tests h
 
 import contextlib
 import io
+import math
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,22 @@ from torch import Tensor
 from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import OptimConfig
 from deepseek_train.optim.adamw import AdamW
-from deepseek_train.optim.groups import Fragment, StepOutcome, WeightGroup, split_flat
-from deepseek_train.optim.quiet_deepspeed import BF16_Optimizer, DeepSpeedBF16Config, NoopTimer
+from deepseek_train.optim.groups import (
+    Fragment,
+    Objection,
+    StepOutcome,
+    WeightGroup,
+    no_objection,
+    refusal,
+    split_flat,
+)
+from deepseek_train.optim.quiet_deepspeed import (
+    BF16_Optimizer,
+    DeepSpeedBF16Config,
+    NoopTimer,
+    clip_tensors_by_global_norm,
+    get_global_norm_of_tensors,
+)
 
 
 class _NormGroup:
@@ -57,11 +72,19 @@ class _HookFree(BF16_Optimizer):
         self.real_dp_process_group = list(self._replicas)
         self.has_moe_layers = False
 
-    def get_grads_for_norm(
-        self, for_clipping: bool = False
-    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Tensor]]:
-        shards: list[Tensor] = self.fp32_groups_gradient_flat_partition
-        return shards if for_clipping else (shards, {})
+    def norm(self) -> Tensor:
+        """Of all shards of the job (collective); -1 where it is not finite."""
+        return get_global_norm_of_tensors(self.fp32_groups_gradient_flat_partition, mpu=self.mpu)
+
+    def update(self, norm: Tensor) -> None:
+        """Clip, AdamW on the shard, all-gather: BF16_Optimizer.step without its verdict on the norm."""
+        shards = self.fp32_groups_gradient_flat_partition
+        if self.clip_grad > 0.0:
+            clip_tensors_by_global_norm(shards, max_norm=self.clip_grad, global_norm=norm)
+        for master, shard in zip(self.fp32_groups_flat_partition, shards, strict=True):
+            master.grad = shard
+        self.optimizer.step()
+        self.update_lp_params()
 
 
 class Zero1:
@@ -103,11 +126,18 @@ class Zero1:
                 dist.reduce_scatter_tensor(total, flat, group=group.replicas)
                 shard.copy_(total)
 
-    def step(self, lr: float) -> StepOutcome:
-        for param_group in self._base.param_groups:
-            param_group["lr"] = lr
-        self._inner.step()
-        return StepOutcome(float(self._inner._global_grad_norm), bool(self._inner.overflow))
+    @torch.no_grad()
+    def step(self, lr: float, objection: Objection = no_objection) -> StepOutcome:
+        total = self._inner.norm()
+        value = float(total)  # the device is waited for once
+        norm = value if value >= 0.0 else math.inf
+        refused = refusal(norm, objection)
+        if refused is None:
+            for param_group in self._base.param_groups:
+                param_group["lr"] = lr
+            self._inner.update(total)
+        self._inner.clear_hp_grads()
+        return StepOutcome(norm, refused)
 
     def fragments(self) -> list[Fragment]:
         self._base.materialise()

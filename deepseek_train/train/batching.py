@@ -20,6 +20,11 @@ def microbatches_for(config: RunConfig, layout: ParallelLayout, tokens: int) -> 
     return count
 
 
+def is_due(every: int, step: int) -> bool:
+    """Whether what is done every so many steps (0: never) is done at ``step``."""
+    return every > 0 and step % every == 0
+
+
 def eval_microbatches(config: RunConfig) -> int:
     """Micro-batches of one pipeline in an evaluation: as configured, rounded up to an even number, which is all that
     any placement asks for (both directions)."""

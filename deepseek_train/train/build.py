@@ -14,6 +14,7 @@ from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext
 from deepseek_train.model.init import init_stage
 from deepseek_train.model.stage import Stage
+from deepseek_train.optim.ema import Ema
 from deepseek_train.optim.groups import DistributedOptimizer, WeightGroup
 from deepseek_train.optim.quiet_deepspeed import adopt_process_group
 from deepseek_train.optim.zero1 import Zero1
@@ -67,6 +68,7 @@ class Job:
     weights: tuple[OwnedWeight, ...]
     executor: Executor
     optimizer: DistributedOptimizer
+    ema: Ema | None
     train_source: TokenSource
     validation_source: TokenSource
     placement: Placement  # where stages are; also of evaluations
@@ -142,6 +144,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         weights=weights,
         executor=Executor(stages, mesh.links, queue, boundary),
         optimizer=optimizer,
+        ema=None if config.optim.ema_decay is None else Ema(optimizer.fragments(), config.optim.ema_decay),
         train_source=open_source(config, "train"),
         validation_source=open_source(config, "validation"),
         placement=placement,

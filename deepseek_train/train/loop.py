@@ -12,12 +12,17 @@ import torch.distributed as dist
 
 from deepseek_train.checkpoint import Retention, Saver
 from deepseek_train.data.tokenizer import load_tokenizer
+from deepseek_train.monitor.events import Event
+from deepseek_train.monitor.metrics import StepMetrics
 from deepseek_train.monitor.report import Sample
 from deepseek_train.schedule.timeline import Timeline
+from deepseek_train.train.batching import is_due
 from deepseek_train.train.begin import begin
 from deepseek_train.train.build import Job
 from deepseek_train.train.folder import checkpoints_of
 from deepseek_train.train.observer import Observer, open_observer, steps_to
+from deepseek_train.train.replicas import ReplicaError
+from deepseek_train.train.rollback import roll_back
 from deepseek_train.train.sample import continuation
 from deepseek_train.train.saving import Saving
 from deepseek_train.train.state import Progress, checkpoint_of
@@ -68,17 +73,30 @@ def train(job: Job, folder: Path) -> None:
     finished = stopping = False
     with observer.monitor as monitor:
         for session_step in range(1, 1 << 62):
-            progress, metrics = train_step(job, progress, traced=session_step == traced_step)
+            try:
+                progress, metrics = train_step(job, progress, traced=session_step == traced_step)
+            except ReplicaError as error:
+                observer.event(Event(progress.step + 1, "replicas differ", str(error)))
+                raise
             monitor.step(metrics)
+            if metrics.skipped:
+                observer.event(_skipped(progress, metrics))
+                if 0 < config.train.guard.max_skips <= progress.guard.in_a_row:
+                    if saving.running:
+                        saving.finish()
+                    progress = roll_back(job, root, progress, observer)
+                    continue
             if metrics.timeline is not None:
                 timeline = metrics.step, metrics.timeline
             asked, writing = any_rank(job.place.device, stop.asked, saving.writing)
             if saving.running and not writing:
                 saving.finish()
             finished = progress.tokens >= config.train.total_tokens
-            stopping = not finished and asked
+            # While steps are being skipped a checkpoint would only push out the one to go back to: a few steps' wait.
+            in_row = 0 < progress.guard.in_a_row < config.train.guard.max_skips
+            stopping = not finished and asked and not in_row
             held_out = None
-            if finished or _due(config.train.eval_every, progress):
+            if finished or is_due(config.train.eval_every, progress.step):
                 held_out = evaluate(job, progress)
                 monitor.evaluation(held_out)
             content = partial(
@@ -87,7 +105,7 @@ def train(job: Job, folder: Path) -> None:
             if finished or stopping:
                 saving.insist(progress.step, content)
                 break
-            if saving.due(progress.step):
+            if saving.due(progress.step) and not in_row:
                 saving.begin(progress.step, content)
     saving.close()
     sample = _sample(job, observer) if finished else None
@@ -97,15 +115,17 @@ def train(job: Job, folder: Path) -> None:
         observer.say(f"stopped after step {progress.step}; {again} goes on from there")
 
 
+def _skipped(progress: Progress, metrics: StepMetrics) -> Event:
+    cursor, behind = progress.cursor, progress.cursor.consumed_sequences
+    window = cursor.number(behind - metrics.batch_size), cursor.number(behind - 1) + 1
+    return Event(metrics.step, "skipped", metrics.skipped_why or "", window)
+
+
 def any_rank(device: torch.device, *flags: bool) -> list[bool]:
     """Each flag, where any rank has set it (collective)."""
     told = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
     return [bool(flag) for flag in told.tolist()]
-
-
-def _due(every: int, progress: Progress) -> bool:
-    return every > 0 and progress.step % every == 0
 
 
 def _sample(job: Job, observer: Observer) -> Sample | None:

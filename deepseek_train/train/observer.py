@@ -7,6 +7,7 @@ import torch
 
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.monitor.console import ConsoleSink
+from deepseek_train.monitor.events import Event, record_event
 from deepseek_train.monitor.jsonl import JsonlSink, read_history
 from deepseek_train.monitor.machine import machine_facts
 from deepseek_train.monitor.nvml import GpuProbe
@@ -38,6 +39,14 @@ class Observer:
     def say(self, text: str) -> None:
         if self.speaks and text:
             print(text, flush=True)
+
+    def event(self, event: Event) -> None:
+        """Adds to events.jsonl, and says so where it is no step's own line."""
+        if not self.speaks:
+            return
+        record_event(self.folder, event)
+        if event.what != "skipped":
+            print(f"!!! step {event.step}, {event.what}: {event.why}", flush=True)
 
     def report(
         self, progress: Progress, timeline: tuple[int, Timeline] | None, sample: Sample | None

@@ -7,10 +7,14 @@ from typing import Any
 import torch.distributed as dist
 
 from deepseek_train.checkpoint import Piece, Snapshot, load
+from deepseek_train.checkpoint.agree import on_first
+from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.store import read_index
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.loader import Cursor
 from deepseek_train.train.build import Job
+from deepseek_train.train.guard import GuardState
 
 
 @dataclass(frozen=True)
@@ -21,15 +25,17 @@ class Progress:
     tokens: int = 0
     cursor: Cursor = Cursor()
     wall_seconds: float = 0.0  # spent training, all sessions together
+    guard: GuardState = GuardState()
 
-    def after(self, sequences: int, tokens: int, seconds: float) -> "Progress":
+    def after(self, sequences: int, tokens: int, seconds: float, guard: GuardState) -> "Progress":
         """One more step."""
         return replace(
             self,
             step=self.step + 1,
             tokens=self.tokens + tokens,
-            cursor=Cursor(self.cursor.consumed_sequences + sequences),
+            cursor=replace(self.cursor, consumed_sequences=self.cursor.consumed_sequences + sequences),
             wall_seconds=self.wall_seconds + seconds,
+            guard=guard,
         )
 
 
@@ -48,6 +54,10 @@ def snapshot(job: Job, facts: dict[str, Any]) -> Snapshot:
             ("exp_avg_sq", fragment.exp_avg_sq),
         ):
             pieces.append(Piece(f"{kind}/{fragment.name}", offset + fragment.start, one.spec.size, tensor))
+    for average in job.ema.averages() if job.ema is not None else ():
+        one = owned[average.name]
+        offset = job.mesh.expert_group.rank * one.weight.numel() if one.spec.expert else 0
+        pieces.append(Piece(f"ema/{average.name}", offset + average.start, one.spec.size, average.tensor))
     biases = {f"router_bias/{layer}": bias for layer, bias in job.router_biases()}
     return Snapshot(pieces, biases, facts)
 
@@ -64,6 +74,7 @@ def checkpoint_of(
         "tokens": progress.tokens,
         "wall_seconds": only_rank_0_knows[0],
         "cursor": progress.cursor.as_dict(job.train_source.identity),
+        "guard": progress.guard.as_dict(),
         "optimizer_steps": job.optimizer.steps_taken(),
         "layout": asdict(job.layout),
         "model": as_json(job.config.model),
@@ -77,7 +88,15 @@ def checkpoint_of(
 def load_checkpoint(job: Job, path: Place) -> tuple[Progress, str | None]:
     """Puts a checkpoint into the job (collective): bitwise the state that was saved, whatever layout saved it. Returns
     progress and wandb id. Raises CheckpointError, DataError."""
-    facts = load(path, snapshot(job, {}))
+    has_averages = on_first(
+        lambda: any(name.startswith("ema/") for name in read_index(path, read_manifest(path)))
+    )
+    whole = snapshot(job, {})
+    wanted = [piece for piece in whole.pieces if has_averages or not piece.name.startswith("ema/")]
+    # Averages may be begun with, or given up, in the middle of a run.
+    facts = load(path, Snapshot(wanted, whole.replicated), some=has_averages and job.ema is None)
+    if job.ema is not None and not has_averages:
+        job.ema.restart()
     job.optimizer.restore(facts["optimizer_steps"])
     job.weights_changed()
     progress = Progress(
@@ -85,6 +104,7 @@ def load_checkpoint(job: Job, path: Place) -> tuple[Progress, str | None]:
         tokens=facts["tokens"],
         cursor=_cursor(job, facts["cursor"]),
         wall_seconds=facts["wall_seconds"],
+        guard=GuardState.from_dict(facts["guard"]),
     )
     return progress, facts["wandb_id"]
 
@@ -98,6 +118,8 @@ def load_weights(job: Job, path: Place) -> None:
     )
     job.optimizer.restore(0)
     job.weights_changed()
+    if job.ema is not None:
+        job.ema.restart()
 
 
 def as_json(config: Any) -> Any:

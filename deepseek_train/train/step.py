@@ -4,7 +4,7 @@ Legend: L MoE layers, E experts.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,8 +21,10 @@ from deepseek_train.pipeline.trace import Trace
 from deepseek_train.pipeline.values import LossScales, Ran
 from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.spec.links import ExpertTraffic
-from deepseek_train.train.batching import microbatches_for, sequence_numbers
+from deepseek_train.train.averaged import averaged_weights
+from deepseek_train.train.batching import is_due, microbatches_for, sequence_numbers
 from deepseek_train.train.build import Job
+from deepseek_train.train.replicas import check_replicas
 from deepseek_train.train.state import Progress
 
 
@@ -46,7 +48,8 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
 
     def batch_of(microbatch: int) -> MicroBatch:
         start, size = progress.cursor.consumed_sequences, config.train.microbatch_size
-        numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
+        places = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
+        numbers = [progress.cursor.number(place) for place in places]
         return on_device(job.train_source.sequences(numbers), job.place.device)
 
     schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
@@ -57,25 +60,40 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
     job.mesh.expert_group.traffic.take()  # a sample's
     ran = job.executor.run(schedule, batch_of, scales, trace)
     job.optimizer.reduce()
-    outcome = job.optimizer.step(lr)
-    job.weights_changed()
     totals = _total(job, ran)
-    if not outcome.skipped:
+    loss, mtp_loss, balance_loss = (s / num_total for s in (totals.main, totals.mtp, totals.balance))
+    check_seconds = None
+    if is_due(config.train.check_replicas_every, progress.step + 1):
+        # Before the update: it writes all replicas anew from the masters, and with them what went wrong since the last.
+        check_seconds = check_replicas(job, progress.step + 1)
+    if job.ema is not None:
+        job.ema.release_masters()
+    guard, watch = progress.guard, config.train.guard
+    outcome = job.optimizer.step(
+        lr, lambda norm: guard.objection(watch, (loss, mtp_loss, balance_loss), norm)
+    )
+    if outcome.skipped:
+        guard = guard.after_skipped(progress.step, progress.cursor.consumed_sequences)
+    else:
+        guard = guard.after_accepted(watch, loss, outcome.grad_norm)
+        job.weights_changed()
+        if job.ema is not None:
+            job.ema.update(job.optimizer.steps_taken())
         gamma = value_at(config.optim.balance_speed, progress.tokens)
         for layer, bias in job.router_biases():
             update_bias(bias, totals.load_LE[_row(job, layer)], gamma, config.optim.balance_rule)
 
     timeline = _gather_timeline(job, trace) if trace is not None else None
     seconds = time.perf_counter() - started
-    after = progress.after(sequences, tokens, seconds)
+    after = progress.after(sequences, tokens, seconds, guard)
     speed = tokens / seconds
     tflops = job.throughput.tflops(speed, layout.world)
     metrics = StepMetrics(
         step=after.step,
         tokens=after.tokens,
-        loss=totals.main / num_total,
-        mtp_loss=totals.mtp / num_total if config.model.mtp_depth else None,
-        balance_loss=totals.balance / num_total / max(1, len(totals.load_LE)),
+        loss=loss,
+        mtp_loss=mtp_loss if config.model.mtp_depth else None,
+        balance_loss=balance_loss / max(1, len(totals.load_LE)),
         grad_norm=outcome.grad_norm,
         lr=lr,
         batch_size=sequences,
@@ -84,6 +102,9 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         expert_load={_layer(job, row): tuple(load_E) for row, load_E in enumerate(totals.load_LE.tolist())},
         memory_bytes=totals.memory_bytes,
         skipped=outcome.skipped,
+        skipped_why=outcome.refused,
+        skipped_steps=guard.skipped,
+        replica_check_seconds=check_seconds,
         expert_traffic=totals.traffic if layout.ep > 1 and job.counts_traffic else None,
         timeline=timeline,
         tflops=tflops,
@@ -94,7 +115,15 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
 
 def evaluate(job: Job, progress: Progress) -> EvalMetrics:
     """Mean loss over the first sequences of the validation split, the same ones every time
-    in one layout."""
+    in one layout; where there is an average of the weights, its loss on them, too."""
+    metrics = _evaluate(job, progress)
+    if job.ema is None:
+        return metrics
+    with averaged_weights(job, job.ema):
+        return replace(metrics, ema_loss=_evaluate(job, progress).loss)
+
+
+def _evaluate(job: Job, progress: Progress) -> EvalMetrics:
     config, layout = job.config, job.layout
 
     def batch_of(microbatch: int) -> MicroBatch:

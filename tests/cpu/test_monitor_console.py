@@ -34,7 +34,7 @@ def test_first_every_tenth_and_last_step_in_aligned_columns() -> None:
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split()[7] == "maxvio"  # of the worst layer / of the mean layer
     assert lines[2].split() == [
-        "10/30", "164k", "8.9000", "3.4210", "0.842", "2.20e-04", "12.3k", "0.50/0.25", "1.20", "GiB", "26.5s",
+        "10/30", "164k", "8.9000", "3.4210", "0.842", "2.20e-04", "12.3k", "0.50/0.25", "1.20", "GiB", "0", "26.5s",
     ]  # fmt: skip
     assert lines[-1].endswith("0ms")  # nothing left
 
@@ -47,6 +47,12 @@ def test_a_skipped_step_is_shouted_between_logged_ones() -> None:
     lines = plain(skip=13)
     assert "STEP 13 SKIPPED" in next(line for line in lines if "!!!" in line)
     assert any(line.split()[:3] == ["13/30", "213k", "nan"] for line in lines)
+    stream = io.StringIO()
+    sink = ConsoleSink(30, 30 * 16_384, stream=stream)
+    sink.step(replace(STEP, skipped=True, skipped_why="loss 9 is a spike", skipped_steps=2))
+    header, row, warning = (line.split() for line in stream.getvalue().splitlines())
+    assert row[header.index("skipped") + 1] == "2"  # "1.20 GiB" are two words
+    assert " ".join(warning) == "!!! STEP 120 SKIPPED: loss 9 is a spike; no weight moved !!!"
     assert not any("!!!" in line for line in plain())
 
 
@@ -56,6 +62,8 @@ def test_validation_line() -> None:
     sink.evaluation(EvalMetrics(20, 327_680, math.log(20), 3.5, 65_536))
     expected = "validation after step 20: loss 2.9957 (perplexity 20), MTP loss 3.5000, over 65.5k tokens\n"
     assert stream.getvalue() == expected
+    sink.evaluation(EvalMetrics(20, 327_680, 3.0, None, 65_536, ema_loss=2.9))
+    assert "loss 3.0000 (perplexity 20.09), averaged weights 2.9000, over" in stream.getvalue()
 
 
 def test_columns_without_facts_are_left_out_and_gpu_is_shown() -> None:

@@ -60,6 +60,17 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_run_that_goes_back_is_told_as_one_history(tmp_path: Path) -> None:
+    path, history = tmp_path / "metrics.jsonl", make_history(steps=30)
+    sink = JsonlSink(path)
+    for metrics in [*history.steps[:20], *history.steps[10:]]:
+        if metrics.step == 11:
+            sink.rewind(10)
+        sink.step(metrics)
+    sink.close()
+    assert read_history(path).steps == history.steps
+
+
 def test_a_new_run_does_not_continue_an_old_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, make_history(steps=20))

@@ -23,6 +23,9 @@ class Recorder:
     def evaluation(self, metrics: EvalMetrics) -> None:
         self.heard.append(f"{self.name} evaluation {metrics.step}")
 
+    def rewind(self, step: int) -> None:
+        self.heard.append(f"{self.name} back to {step}")
+
     def close(self) -> None:
         self.heard.append(f"{self.name} close")
         if self.fails:
@@ -34,11 +37,14 @@ def test_monitor_hands_every_fact_to_every_sink_and_closes_backwards() -> None:
     with Monitor((Recorder("a", heard), Recorder("b", heard))) as monitor:
         monitor.step(STEP)
         monitor.evaluation(EVAL)
+        monitor.rewind(100)
     assert heard == [
         "a step 120",
         "b step 120",
         "a evaluation 120",
         "b evaluation 120",
+        "a back to 100",
+        "b back to 100",
         "b close",
         "a close",
     ]

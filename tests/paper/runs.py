@@ -27,7 +27,7 @@ def mapping(**changes: Any) -> dict[str, Any]:
             "balance_speed": {"start": 0.001},
             "mtp_weight": {"start": 0.3},
         },
-        "train": {"total_tokens": 1000},
+        "train": {"total_tokens": 1000, "guard": {}},
         "checkpoint": {},
         "monitor": {},
         "cluster": {},
