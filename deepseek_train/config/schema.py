@@ -12,6 +12,8 @@ from typing import Literal
 # results of RMSNorms; queries, keys, values; results of SwiGLU; or all inside a block but what enters its phases.
 Forgettable = Literal["norm", "mla_up", "swiglu", "block"]
 
+ScheduleName = Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v", "auto"]
+
 
 @dataclass(frozen=True)
 class YarnConfig:
@@ -61,6 +63,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FallbackConfig:
+    """Another layout of the same run, for another number of ranks; fields as in ``ParallelConfig``."""
+
+    pp: int
+    dp: int
+    ep: int
+    ep_across_mirrors: bool = False
+    layers: str | None = None
+    schedule: ScheduleName | None = None  # None: that of the run
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """Layout of ranks: world = pp x dp, expert-parallel groups are ep consecutive data-parallel ranks (or, across
     mirrors, ep / 2 of two pipeline ranks)."""
@@ -77,6 +91,8 @@ class ParallelConfig:
     # How tokens get to experts: flat, one all-to-all; two_hop, once across to each node, then inside it; deep_ep,
     # DeepSeek's library. auto: two_hop where an expert group spans nodes and lies evenly on them, else flat.
     dispatcher: Literal["auto", "flat", "two_hop", "deep_ep"] = "auto"
+    # Layouts for when torchrun comes with another number of ranks, after a loss: the first that fits is taken.
+    fallbacks: tuple[FallbackConfig, ...] = ()
     check_splits: bool = (
         False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
     )
@@ -86,9 +102,7 @@ class ParallelConfig:
 class ScheduleConfig:
     """Order of work in the pipeline."""
 
-    name: Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v", "auto"] = (
-        "dualpipe"
-    )
+    name: ScheduleName = "dualpipe"
     stages_per_rank: int = 2  # of interleaved_1f1b; the others have their own number
     # auto: what each stage takes, a run's report/durations.json. None: estimated from its operations.
     durations: str | None = None
@@ -243,6 +257,17 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    """Who looks for ranks that hang or lag behind."""
+
+    enabled: bool = True
+    # Without progress of a rank, in a step; then it reports and ends. In phases that may be long (the first step, a
+    # search, saving) it is cluster.timeout_seconds.
+    hang_seconds: float = 300.0
+    straggler_every: int = 100  # steps between two comparisons of all ranks' computing times; 0: never
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """The machines."""
 
@@ -250,6 +275,8 @@ class ClusterConfig:
     gpus_per_node: int = 8
     timeout_seconds: int = 600  # of every collective
     rendezvous_seconds: int = 120  # until all ranks have met
+    max_restarts: int = 0  # of local ranks that failed, from the last checkpoint; torchrun has --max-restarts
+    watchdog: WatchdogConfig = WatchdogConfig()
     threads_per_rank: int = 1  # CPU threads of one rank when the device is cpu
     # BF16 TFLOP/s of one GPU without sparsity, for MFU. None: known for H100, H200 and H800 (SXM), else no MFU is told.
     peak_tflops: float | None = None

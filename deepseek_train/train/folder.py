@@ -12,6 +12,8 @@ from deepseek_train.config.schema import RunConfig
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+HANGS = "hangs"
+OUTCOME_FILE = "outcome"  # how the last session ended; see config.exit_codes
 
 
 def config_yaml(config: RunConfig) -> str:
@@ -26,6 +28,12 @@ def open_folder(config: RunConfig) -> Path:
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def note_outcome(folder: Path, *, complete: bool, step: int) -> None:
+    """For whoever starts runs again: both ways of ending leave with exit code 0."""
+    word = "complete" if complete else "stopped"
+    (folder / OUTCOME_FILE).write_text(f"{word} after step {step}\n", encoding="utf-8")
 
 
 def _lists(value: Any) -> Any:

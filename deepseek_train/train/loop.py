@@ -15,7 +15,7 @@ from deepseek_train.data.tokenizer import load_tokenizer
 from deepseek_train.monitor.report import Sample
 from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.train.build import Job
-from deepseek_train.train.folder import CHECKPOINTS
+from deepseek_train.train.folder import CHECKPOINTS, note_outcome
 from deepseek_train.train.observer import Observer, open_observer, steps_to
 from deepseek_train.train.sample import continuation
 from deepseek_train.train.state import Progress, load_checkpoint, save_checkpoint
@@ -25,12 +25,12 @@ TRACED_STEP = 5  # of a session: the first ones warm up
 
 
 class StopRequest:
-    """SIGINT and SIGTERM ask for a stop after the running step; ranks agree on it together."""
+    """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the running step; ranks agree on it together."""
 
     def __init__(self, seconds: float | None) -> None:
         self._asked = threading.Event()
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
 
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
@@ -55,6 +55,7 @@ def train(job: Job, folder: Path) -> None:
             f"no checkpoint in {root} is whole (a checkpoint without a valid manifest.json does not count). Mend or "
             f"remove that folder, or start afresh with resume=never."
         )
+    job.where.phase("loading", long=True)
     if checkpoint is not None:
         progress, wandb_id = load_checkpoint(job, checkpoint)
     observer = open_observer(config, job.layout, job.place.rank, folder, progress, wandb_id)
@@ -83,9 +84,13 @@ def train(job: Job, folder: Path) -> None:
             if finished or _due(config.train.eval_every, progress):
                 monitor.evaluation(evaluate(job, progress))
             if finished or stopping or _due(config.checkpoint.every, progress):
+                job.where.phase("saving", long=True)
                 saved = save_checkpoint(job, root, progress, observer.wandb_id)
             if finished or stopping:
                 break
+    job.where.phase("sample and report", long=True)
+    if job.place.rank == 0:
+        note_outcome(folder, complete=finished, step=progress.step)
     observer.say(f"checkpoint: {saved}")
     sample = _sample(job, observer) if finished else None
     observer.report(progress, timeline, sample)

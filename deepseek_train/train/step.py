@@ -24,6 +24,7 @@ from deepseek_train.spec.links import ExpertTraffic
 from deepseek_train.train.batching import microbatches_for, sequence_numbers
 from deepseek_train.train.build import Job
 from deepseek_train.train.state import Progress
+from deepseek_train.train.straggler import warn_of_stragglers
 
 
 def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress, StepMetrics]:
@@ -49,23 +50,33 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         numbers = sequence_numbers(start, microbatch, layout, job.mesh.dp_rank, size)
         return on_device(job.train_source.sequences(numbers), job.place.device)
 
+    where, number = job.where, progress.step + 1
+    where.phase("choice of a schedule", number, long=True)
     schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
-    trace = None
+    where.phase("forward and backward")
+    compared = due(config.cluster.watchdog.straggler_every, number)
     if traced:
         dist.barrier()  # ranks of a pipeline start their clocks together
-        trace = Trace(job.mesh.pp_rank, job.place.device)
+    trace = Trace(job.mesh.pp_rank, job.place.device) if traced or compared else None
     job.mesh.expert_group.traffic.take()  # a sample's
     ran = job.executor.run(schedule, batch_of, scales, trace)
+    where.phase("optimizer")
+    where.waits(f"reduce-scatter of gradients among the replicas {job.replicas}")
     job.optimizer.reduce()
+    where.waits(f"all-reduce of the gradient's norm, all-gather of weights among {job.replicas}")
     outcome = job.optimizer.step(lr)
     job.weights_changed()
+    where.waits("all-reduce of losses and loads among all ranks")
     totals = _total(job, ran)
+    where.goes_on()
     if not outcome.skipped:
         gamma = value_at(config.optim.balance_speed, progress.tokens)
         for layer, bias in job.router_biases():
             update_bias(bias, totals.load_LE[_row(job, layer)], gamma, config.optim.balance_rule)
 
-    timeline = _gather_timeline(job, trace) if trace is not None else None
+    if compared and trace is not None:
+        warn_of_stragglers(job, trace, number)
+    timeline = _gather_timeline(job, trace) if traced and trace is not None else None
     seconds = time.perf_counter() - started
     after = progress.after(sequences, tokens, seconds)
     speed = tokens / seconds
@@ -101,6 +112,7 @@ def evaluate(job: Job, progress: Progress) -> EvalMetrics:
         numbers = sequence_numbers(0, microbatch, layout, job.mesh.dp_rank, config.train.microbatch_size)
         return on_device(job.validation_source.sequences(numbers), job.place.device)
 
+    job.where.phase("evaluation")
     totals = _total(job, job.executor.run(job.evaluation, batch_of, None))
     count = job.placement.num_microbatches * layout.dp
     return EvalMetrics(
@@ -110,6 +122,11 @@ def evaluate(job: Job, progress: Progress) -> EvalMetrics:
         mtp_loss=totals.mtp / count if config.model.mtp_depth else None,
         num_tokens=count * config.train.microbatch_size * config.data.sequence_length,
     )
+
+
+def due(every: int, step: int) -> bool:
+    """Whether something that happens ``every`` so many steps (0: never) does at ``step``."""
+    return every > 0 and step % every == 0
 
 
 def on_device(sequences: NDArray[np.int64], device: torch.device) -> MicroBatch:
