@@ -17,7 +17,7 @@ from pathlib import Path
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.watch.board import Board
 from deepseek_train.watch.judge import Condition, Judged, Patience, judged, verdict
-from deepseek_train.watch.whereabouts import Whereabouts
+from deepseek_train.watch.whereabouts import Sight, State, Whereabouts
 
 STACK_SIGNAL = signal.SIGUSR2  # makes a rank write its stacks to stderr and go on
 LOST_SECONDS = 2.0  # what the main thread gets to find out by itself that a peer is gone
@@ -67,12 +67,15 @@ class Watchdog:
         that died takes its peers along, whose messages then name each other."""
         if any(sight.alarm_ns for sight in self._board.sights()):
             return "", ExitCode.HUNG  # the report is written
-        lost = self._lost()
-        return (lost, ExitCode.PEER_LOST) if lost else None
+        lost = self._board.lost()
+        return (self._obituary(lost), ExitCode.PEER_LOST) if lost else None
 
-    def _lost(self) -> str:
-        """Which ranks have died without a word, one a line; empty if none has."""
-        return "\n".join(f"rank {s.rank} lost at {s.place} (pid {s.pid})" for s in self._board.lost())
+    def _obituary(self, lost: list[Sight]) -> str:
+        """Which ranks have died without a word, one a line; empty where a sibling says it, the first that lives."""
+        here = (s.rank for s in self._board.sights() if s.state is State.HERE and self._board.lives(s))
+        if min(here) != self._rank:
+            return ""
+        return "\n".join(f"rank {s.rank} lost at {s.place} (pid {s.pid})" for s in lost)
 
     def _watch(self) -> None:
         idle, missed, seen, before = 0.0, 0.0, 0, time.monotonic()
@@ -83,9 +86,10 @@ class Watchdog:
             sights = self._board.sights()
             me = next(s for s in sights if s.rank == self._rank)
             idle, seen = (idle + passed if me.progress_ns == seen else 0.0), me.progress_ns
-            missed = missed + passed if self._board.lost() else 0.0
+            lost = self._board.lost()
+            missed = missed + passed if lost else 0.0
             if missed > LOST_SECONDS:
-                self._leave(self._lost(), ExitCode.PEER_LOST)
+                self._leave(self._obituary(lost), ExitCode.PEER_LOST)
             limit = self._rules.long_seconds if me.long else self._rules.hang_seconds
             called = any(s.alarm_ns for s in sights)
             if idle > limit or called:

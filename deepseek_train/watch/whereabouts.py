@@ -44,8 +44,8 @@ class Sight:
     @property
     def place(self) -> str:
         """The rank's place in one line."""
-        word = "waits for" if self.waiting else "last transfer:"
-        transfer = f"; {word} {self.transfer}" if self.transfer else ""
+        word = "in" if self.waiting else "after"
+        transfer = f"; {word} transfer: {self.transfer}" if self.transfer else ""
         return f"step {self.step}, {self.phase or 'start'}{', ' + self.doing if self.doing else ''}{transfer}"
 
 
