@@ -1,74 +1,143 @@
-"""The folder of checkpoints: drafts, commits, which is the newest, which go. Rank 0's business alone.
+"""The folder of checkpoints: drafts, commits, which there are, which are set aside. Rank 0's business alone.
 
-``step-00000100`` is a checkpoint when its manifest is valid. ``step-00000100.tmp-*`` is a draft, or what a
-killed save or deletion left; it counts for nothing and goes with the next save. ``step-00000100.replaced``
-stands in for the moment in which a checkpoint of the same step takes its place.
+``step-00000100`` is a checkpoint when its manifest is valid. On a local disk ``step-00000100.tmp-*`` is a draft, or
+what a killed save or deletion left: it counts for nothing and goes with the next save; ``step-00000100.replaced``
+stands in for the moment in which a checkpoint of the same step takes its place. ``step-00000100.bad`` was found
+damaged. On an object store, where nothing is renamed, a folder without a manifest is a draft.
 """
 
 import logging
 import re
-import shutil
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepseek_train.checkpoint.agree import CheckpointError
-from deepseek_train.checkpoint.manifest import Manifest, fsync_folder, read_manifest, write_manifest
+from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, write_manifest
+from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
 
-COMMITTED = re.compile(r"step-(\d+)(\.replaced)?")
+COMMITTED = re.compile(r"step-(\d{1,18})(\.replaced)?")
+_DRAFT = re.compile(r"step-\d+\.tmp-.*")
 log = logging.getLogger(__name__)
 
 
-def new_draft(root: Path, step: int) -> Path:
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint with a valid manifest; its other files were not looked at."""
+
+    path: Place
+    step: int
+    facts: dict[str, Any]
+
+    @property
+    def stands_in(self) -> bool:
+        """It was being replaced by another of its step when a save was killed."""
+        return self.path.name.endswith(".replaced")
+
+
+def new_draft(root: Place, step: int) -> Place:
     """An empty folder to write a checkpoint into, in place of whatever drafts are left there."""
     root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob("step-*.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # what cannot go is no reason not to save
-    draft = root / f"step-{step:08}.tmp-{uuid.uuid4().hex[:8]}"
+    if not isinstance(root, Path):
+        final = _final(root, step)
+        if final.exists():
+            remove_folder(final)
+        final.mkdir(parents=True, exist_ok=True)
+        return final
+    for leftover in [path for path in root.iterdir() if _DRAFT.fullmatch(path.name)]:
+        try:
+            remove_folder(leftover)
+        except OSError as error:  # what cannot go is no reason not to save
+            log.warning("unfinished checkpoint %s could not be deleted: %s", leftover, error)
+    draft = root / f"{_name(step)}.tmp-{uuid.uuid4().hex[:8]}"
     draft.mkdir()
     return draft
 
 
-def commit(draft: Path, manifest: Manifest) -> Path:
+def commit(draft: Place, manifest: Manifest) -> Place:
     """Make the draft a checkpoint: manifest, one rename, all fsynced. No old one is lost at any moment."""
     write_manifest(draft, manifest)
-    final = draft.parent / f"step-{manifest.step:08}"
+    if not isinstance(draft, Path):
+        return _final(draft.parent, manifest.step)
+    final = draft.with_name(_name(manifest.step))
     if final.exists():
         aside = final.with_suffix(".replaced")
         if aside.exists():
-            shutil.rmtree(aside)
+            remove_folder(aside)
         final.rename(aside)
     draft.rename(final)
     fsync_folder(final.parent)
     return final
 
 
-def committed(root: Path) -> list[Path]:
-    """All valid checkpoints, the newest first."""
+def committed(root: Place) -> list[Found]:
+    """All checkpoints with a valid manifest, the newest first."""
     found = []
-    for path in root.glob("step-*") if root.is_dir() else ():
-        name = COMMITTED.fullmatch(path.name)
-        if name is None:
-            continue
+    for path in _folders(root):
         try:
-            read_manifest(path)
+            manifest = read_manifest(path)
         except CheckpointError as error:
             log.warning("ignored: %s", error)
             continue
-        found.append((int(name[1]), name[2] is None, path))
-    return [path for *_, path in sorted(found, reverse=True)]
+        found.append(Found(path, manifest.step, manifest.facts))
+    return sorted(found, key=lambda one: (one.step, not one.stands_in), reverse=True)
 
 
-def retire(root: Path, latest: Path, keep: int) -> None:
-    """Delete all checkpoints but the ``keep`` newest; ``latest`` is one of those, whatever its step.
+def found_at(path: Place) -> list[Found]:
+    """``path`` itself, where it is a checkpoint with a valid manifest. Raises CheckpointError where that is damaged."""
+    if not (path / NAME).exists():
+        return []
+    manifest = read_manifest(path)
+    return [Found(path, manifest.step, manifest.facts)]
 
-    What cannot be deleted stays, with a warning: a full checkpoint more is no reason to stop a run.
-    """
-    others = [path for path in committed(root) if path != latest]
-    gone = [path for path in others if path.suffix]
-    gone += [path for path in others if not path.suffix][keep - 1 :]
-    for path in gone:
+
+def set_aside(path: Place, reason: str) -> Place:
+    """Makes a damaged checkpoint be none, and keeps it to be looked at; returns where it is."""
+    write_synced(path / "why-bad.txt", f"{reason}\n".encode())
+    if not isinstance(path, Path):
+        manifest = path / NAME
+        if manifest.exists():
+            (path / f"{NAME}.bad").write_bytes(manifest.read_bytes())
+            manifest.unlink()
+        return path
+    aside = path.with_name(f"{path.name}.bad")
+    if aside.exists():
+        remove_folder(aside)
+    return path.rename(aside)
+
+
+def set_aside_in(root: Place) -> list[Place]:
+    """What ``set_aside`` has left."""
+    found: list[Place] = [*root.iterdir()] if root.is_dir() else []
+    if isinstance(root, Path):
+        return [path for path in found if path.name.startswith("step-") and path.name.endswith(".bad")]
+    return [path for path in found if (path / f"{NAME}.bad").exists()]
+
+
+def without_manifest(root: Place) -> list[tuple[Place, str]]:
+    """Local folders that bear a checkpoint's name and have no valid manifest, with the reason. On an object store those
+    are drafts."""
+    if not isinstance(root, Path):
+        return []
+    found = []
+    for path in _folders(root):
         try:
-            # renamed first: half a checkpoint must not look like one
-            shutil.rmtree(path.rename(path.with_name(f"{path.stem}.tmp-retired{path.suffix}")))
-        except OSError as error:
-            log.warning("old checkpoint %s could not be deleted: %s", path, error)
+            read_manifest(path)
+        except CheckpointError as error:
+            found.append((path, str(error)))
+    return found
+
+
+def _folders(root: Place) -> Iterator[Place]:
+    if root.is_dir():
+        yield from (path for path in root.iterdir() if COMMITTED.fullmatch(path.name))
+
+
+def _final(root: Place, step: int) -> Place:
+    return root / _name(step)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08}"

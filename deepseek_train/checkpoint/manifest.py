@@ -1,22 +1,23 @@
 """manifest.json: what makes a folder of files a checkpoint. Written last, so a folder that has it is
 complete.
 
-It lists every other file with its size and xxh3_128, and carries a checksum of itself.
+It lists every other file with its size and xxh3_128, and carries a checksum of itself. What is read is not
+trusted: names cannot leave the folder, and counts are counts.
 """
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
 from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.places import Place, fsync_folder, write_synced
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
+LARGEST = 64 << 20  # bytes of a manifest: 2048 ranks' files are half a megabyte
+_BLOCK = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,21 @@ class Manifest:
     files: dict[str, FileRecord]  # every file of the folder but the manifest
 
 
-def measure(path: Path) -> FileRecord:
-    """Size and checksum of a file as it is on disk; reads all of it."""
-    with path.open("rb") as stream:
-        return FileRecord(
-            os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
-        )
+def record_of(content: bytes) -> FileRecord:
+    """Of a file that is still in memory."""
+    return FileRecord(len(content), xxhash.xxh3_128_hexdigest(content))
 
 
-def verify(folder: Path, name: str, record: FileRecord) -> None:
+def measure(stream: BinaryIO) -> FileRecord:
+    """Size and checksum of what an open file holds; reads all of it."""
+    digest, size = xxhash.xxh3_128(), 0
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+        size += len(block)
+    return FileRecord(size, digest.hexdigest())
+
+
+def verify(folder: Place, name: str, record: FileRecord) -> None:
     """Raises CheckpointError, naming file, expected and found, unless the file is what the manifest says."""
     path = folder / name
     if not path.is_file():
@@ -48,45 +55,57 @@ def verify(folder: Path, name: str, record: FileRecord) -> None:
     size = path.stat().st_size  # first: says more than a checksum, and costs nothing
     if size != record.bytes:
         raise CheckpointError(f"{path} has {size} bytes, the manifest expects {record.bytes}")
-    found = measure(path).xxh3_128
+    with path.open("rb") as stream:
+        found = measure(stream).xxh3_128
     if found != record.xxh3_128:
         raise CheckpointError(
             f"{path} is damaged: its xxh3_128 is {found}, the manifest expects {record.xxh3_128}"
         )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Write and fsync the manifest, then the folder."""
     content = {"format": FORMAT, **asdict(manifest)}
-    with (folder / NAME).open("w") as stream:
-        json.dump(content | {"xxh3_128": _checksum(content)}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
+    text = json.dumps(content | {"xxh3_128": _checksum(content)}, indent=1)
+    write_synced(folder / NAME, text.encode())
     fsync_folder(folder)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Place) -> Manifest:
     """Raises CheckpointError when there is none, or it is damaged, or of another format."""
     path = folder / NAME
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        size = path.stat().st_size
+        content = json.loads(path.read_bytes()) if size <= LARGEST else None
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read, so {folder} is no checkpoint: {error}") from error
     if not isinstance(content, dict) or content.pop("xxh3_128", None) != _checksum(content):
         raise CheckpointError(f"{path} is damaged or was edited: its checksum is not that of its content")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']}, this version reads format {FORMAT}")
-    files = {name: FileRecord(**record) for name, record in content["files"].items()}
-    return Manifest(content["step"], content["facts"], files)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content.get('format')}, this version reads format {FORMAT}"
+        )
+    step, facts, files = (content.get(key) for key in ("step", "facts", "files"))
+    if (
+        not isinstance(step, int)
+        or not is_count(step)
+        or not isinstance(facts, dict)
+        or not isinstance(files, dict)
+    ):
+        raise CheckpointError(f"{path} lacks a step, facts or files of the right kind")
+    return Manifest(step, facts, {name: _record(path, name, value) for name, value in files.items()})
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes renames and new names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _record(path: Place, name: str, value: object) -> FileRecord:
+    if name in ("", ".", "..", NAME) or any(mark in name for mark in ("/", "\\", "\0", ":")):
+        raise CheckpointError(f"{path} lists {name!r}, which is no plain name of a file beside it")
+    if not isinstance(value, dict) or value.keys() != {"bytes", "xxh3_128"} or not is_count(value["bytes"]):
+        raise CheckpointError(f"{path}: the entry of {name!r} is not a size and a checksum")
+    return FileRecord(value["bytes"], str(value["xxh3_128"]))
 
 
 def _checksum(content: dict[str, Any]) -> str:

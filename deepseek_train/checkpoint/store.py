@@ -1,58 +1,99 @@
-"""Save, find and load checkpoints. All or nothing: a checkpoint is complete and verified, or it does not
+"""Save at once, find and load checkpoints. All or nothing: a checkpoint is complete and verified, or it does not
 exist.
 
-Saving: a draft folder, every rank's files with their checksums, the manifest last, one rename. Loading:
-checksums of all files, then the plan of who reads what, then the tensors.
+Loading: checksums of all files, each by one rank, then each rank reads the elements it asks for, whoever wrote them.
 """
 
-import shutil
-from pathlib import Path
-from typing import Any
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, BinaryIO
 
+from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.agree import CheckpointError, on_first, own_rank, together, world_size
-from deepseek_train.checkpoint.folders import commit, committed, new_draft, retire
+from deepseek_train.checkpoint.folders import committed, set_aside, without_manifest
+from deepseek_train.checkpoint.index import StoredTensor
 from deepseek_train.checkpoint.manifest import Manifest, read_manifest, verify
-from deepseek_train.checkpoint.pieces import Snapshot, Summary, check_agreement
-from deepseek_train.checkpoint.transfer import read_tensors, write_tensors
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.plan import raise_any
+from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.saver import Saver
+from deepseek_train.checkpoint.tensor_file import read_range
+
+log = logging.getLogger(__name__)
 
 
-def save(root: Path, step: int, snapshot: Snapshot, *, keep: int) -> Path:
-    """Write all ranks' snapshots as the checkpoint of ``step`` in ``root``, a folder that all ranks see.
-    Collective.
-
-    Then all but the newest ``keep`` checkpoints are deleted. Returns the new checkpoint's folder.
-
-    Raises CheckpointError on every rank when it fails on any: pieces that overlap or leave gaps, replicated
-    tensors or facts that differ between ranks, a disk that is full or not writable. Older checkpoints are as
-    before then.
-    """
-    if keep < 1:
-        raise ValueError(f"keep is {keep}: the checkpoint just saved is always kept; write 1 or more")
-
-    def open_draft(summaries: list[Summary]) -> list[Path]:
-        check_agreement(summaries)
-        return [new_draft(root, step)] * len(summaries)
-
-    draft = together(lambda: snapshot.summary(step), open_draft)
-    try:
-        files = write_tensors(draft, snapshot)
-        final = on_first(lambda: commit(draft, Manifest(step, snapshot.facts, files)))
-    except CheckpointError:  # on all ranks: nobody writes any more
-        if own_rank() == 0:
-            shutil.rmtree(draft, ignore_errors=True)  # what stays goes with the next save
-        raise
-    on_first(lambda: retire(root, final, keep))
+def save(root: Place, step: int, snapshot: Snapshot, *, keep: int) -> Place:
+    """Write all ranks' snapshots as the checkpoint of ``step`` in ``root`` and wait for it (collective); then all but
+    the newest ``keep`` are deleted. Returns its folder. Raises as ``Saver.begin`` does."""
+    saver = Saver(root, Retention(keep))
+    saver.begin(step, snapshot)
+    final = saver.finish()
+    together(saver.close, lambda nothings: nothings)
     return final
 
 
-def newest(root: Path) -> Path | None:
-    """The folder of the latest step with a valid manifest; None where there is none. Not collective: several
-    ranks that ask a busy file system may hear several answers, so let one ask and tell the others."""
-    return next(iter(committed(root)), None)
+def newest(root: Place) -> Place | None:
+    """The folder of the latest step with a valid manifest; None where there is none. Its files were not looked at."""
+    return next((found.path for found in committed(root)), None)
 
 
-def load(path: Path, snapshot: Snapshot) -> dict[str, Any]:
-    """Fill the snapshot's tensors in place from a checkpoint of any layout; returns its facts. Collective.
+def newest_good(root: Place) -> Place | None:
+    """The latest checkpoint all of whose files are what its manifest says; None where there is none (collective).
+
+    Those found damaged on the way are set aside (``step-N.bad``), with a warning that says what is wrong with it.
+    """
+
+    def look() -> tuple[Place | None, bool]:
+        for path, reason in without_manifest(root):
+            log.warning("set aside as %s: %s", set_aside(path, reason), reason)
+        return newest(root), True
+
+    while True:
+        path, _ = on_first(look)
+        if path is None:
+            return None
+        reason = problem_of(path)
+        if reason is None:
+            return path
+
+        def put_away(path: Place = path, reason: str = reason) -> None:
+            log.warning("set aside as %s: %s", set_aside(path, reason), reason)
+
+        on_first(put_away)
+
+
+def problem_of(path: Place) -> str | None:
+    """What is damaged in a checkpoint, None where nothing is; all files are read, each by one rank (collective)."""
+    try:
+        together(lambda: check_files(path, own_rank(), world_size()), lambda nothings: nothings)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def check_files(path: Place, rank: int, ranks: int) -> Manifest:
+    """Verifies this rank's share of the files. Raises CheckpointError."""
+    manifest = read_manifest(path)
+    for name in sorted(manifest.files)[rank::ranks]:
+        verify(path, name, manifest.files[name])
+    return manifest
+
+
+def read_index(path: Place, manifest: Manifest) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint by name. Raises CheckpointError."""
+    where = path / index.NAME
+    if index.NAME not in manifest.files:
+        raise CheckpointError(f"{path}: the manifest lists no {index.NAME}")
+    verify(path, index.NAME, manifest.files[index.NAME])
+    return index.decode(where.read_bytes(), str(where), manifest.files)
+
+
+def load(path: Place, snapshot: Snapshot, *, some: bool = False) -> dict[str, Any]:
+    """Fill the snapshot's tensors in place from a checkpoint of any layout; returns its facts. Collective. With
+    ``some`` the checkpoint may hold more than is asked for.
 
     All files are checked first, each by one rank.
 
@@ -62,9 +103,7 @@ def load(path: Path, snapshot: Snapshot) -> dict[str, Any]:
     """
 
     def check() -> tuple[int, dict[str, Any]]:
-        manifest = read_manifest(path)
-        for name in sorted(manifest.files)[own_rank() :: world_size()]:
-            verify(path, name, manifest.files[name])
+        manifest = check_files(path, own_rank(), world_size())
         return manifest.step, manifest.facts
 
     def same(found: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
@@ -76,5 +115,51 @@ def load(path: Path, snapshot: Snapshot) -> dict[str, Any]:
         return found
 
     _, facts = together(check, same)
-    read_tensors(path, snapshot)
+    stored: dict[str, StoredTensor] = {}
+
+    def fit() -> set[str]:
+        stored.update(read_index(path, read_manifest(path)))
+        table = snapshot.flat()
+        raise_any(_misfits(table, stored))
+        return set(table)
+
+    def complete(asked: list[set[str]]) -> list[None]:
+        forgotten = sorted(stored.keys() - set().union(*asked)) if not some else []
+        raise_any(f"{name!r} is in the checkpoint, but no rank asks for it" for name in forgotten)
+        return [None] * len(asked)
+
+    together(fit, complete)
+    together(lambda: _read(path, snapshot, stored), lambda nothings: nothings)
     return facts
+
+
+def _misfits(table: dict[str, list[Piece]], stored: dict[str, StoredTensor]) -> Iterator[str]:
+    for name, pieces in table.items():
+        found = stored.get(name)
+        if found is None:
+            yield f"{name!r} is not in the checkpoint"
+            continue
+        for start, count in Counter(piece.start for piece in pieces).items():
+            if count > 1:
+                yield f"this rank has two pieces of {name!r} that start at {start}"
+        for piece in pieces:
+            if found.total != piece.total:
+                yield f"{name!r} has {found.total} elements in the checkpoint, {piece.total} are expected"
+            if found.dtype != piece.tensor.dtype:
+                yield f"{name!r} is {found.dtype} in the checkpoint, {piece.tensor.dtype} is expected"
+
+
+def _read(path: Place, snapshot: Snapshot, stored: dict[str, StoredTensor]) -> None:
+    """Every piece from whatever chunks hold it, file by file and forward in each."""
+    reads = []
+    for name, pieces in snapshot.flat().items():
+        for piece in pieces:
+            end = piece.start + len(piece.tensor)
+            for low, high, file, offset in stored[name].ranges(piece.start, end):
+                reads.append((file, offset, piece.tensor.detach()[low - piece.start : high - piece.start]))
+    with ExitStack() as stack:
+        streams: dict[str, BinaryIO] = {}
+        for file, offset, into in sorted(reads, key=lambda read: read[:2]):
+            if file not in streams:
+                streams[file] = stack.enter_context((path / file).open("rb"))
+            read_range(streams[file], offset, into, str(path / file))

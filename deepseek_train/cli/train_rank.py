@@ -19,6 +19,7 @@ from deepseek_train.parallel.lost import lost_connection
 from deepseek_train.parallel.rendezvous import Place, RendezvousError, join
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.agreement import RanksDiffer, agree
+from deepseek_train.train.begin import NoGoodCheckpoint
 from deepseek_train.train.build import build
 from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder import open_folder
@@ -46,10 +47,17 @@ def rank_main(argv: list[str]) -> int:
         agree(config)
         watchdog = post_watchdog(cluster, place, Path(config.run_dir))
         _train(config, layout, place, watchdog)
-    except (RendezvousError, RanksDiffer, RunFolderTaken, DataError, CheckpointError) as error:
+    except (
+        NoGoodCheckpoint,
+        RendezvousError,
+        RanksDiffer,
+        RunFolderTaken,
+        DataError,
+        CheckpointError,
+    ) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error, file=sys.stderr)
-        return ExitCode.USER_ERROR
+        return ExitCode.NO_CHECKPOINT if isinstance(error, NoGoodCheckpoint) else ExitCode.USER_ERROR
     except Exception as error:
         fault = watchdog.others_fault() if watchdog else None
         if fault is None and lost_connection(error):

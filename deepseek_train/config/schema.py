@@ -219,6 +219,7 @@ class DataConfig:
     max_megabytes: int | None = None  # prepare at most this much text; None: all
     fim_rate: float = 0.1  # share of documents rearranged as prefix-suffix-middle
     validation_percent: int = 5  # share of documents (by file hash) held out
+    allow_change: bool = False  # go on with other data than the checkpoint's, from its first sequence
 
 
 @dataclass(frozen=True)
@@ -240,10 +241,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save and how much to keep."""
+    """When to save, where, and how much to keep."""
 
     every: int = 0  # steps; 0: only at the end and on a signal
     keep: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # steps: checkpoints of their multiples are kept for good; 0: none
+    keep_best: int = 0  # by validation loss, of steps that were evaluated
+    path: str | None = None  # a folder or an fsspec URL (s3://bucket/run); null: the run folder's own
+    max_failures: int = 10  # saves that fail in a row before the run stops
 
 
 @dataclass(frozen=True)
@@ -261,8 +266,8 @@ class WatchdogConfig:
     """Who looks for ranks that hang or lag behind."""
 
     enabled: bool = True
-    # Without progress of a rank, in a step; then it reports and ends. In phases that may be long (the first step, a
-    # search, saving) it is cluster.timeout_seconds.
+    # Without progress of a rank, in a step; then it reports and ends. While one is in a phase that may be long (its
+    # first step, a search, saving) it is nine tenths of cluster.timeout_seconds.
     hang_seconds: float = 300.0
     straggler_every: int = 100  # steps between two comparisons of all ranks' computing times; 0: never
 
@@ -300,4 +305,5 @@ class RunConfig:
     kernels: KernelConfig = KernelConfig()
     run_dir: str = "runs/${name}"
     seed: int = 0
+    init_from: str | None = None  # a checkpoint (folder or URL) whose weights a new run begins with
     resume: Literal["auto", "never", "must"] = "auto"  # auto: go on from the run folder's newest checkpoint

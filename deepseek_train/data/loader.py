@@ -61,7 +61,8 @@ class Cursor:
             raise DataError(
                 "the saved position belongs to another stream of samples: " + "; ".join(differing),
                 "data cursor of the checkpoint",
-                "resume with the data, seed and sequence length of that run, or start a new run",
+                "resume with the data, seed and sequence length of that run, start a new run, or go on with "
+                "this data from its beginning (data.allow_change=true)",
             )
         consumed = values.get("consumed_sequences")
         if not isinstance(consumed, int) or isinstance(consumed, bool) or consumed < 0:
@@ -95,6 +96,7 @@ class TokenSource:
         self._stride, self._window = sequence_length, sequence_length + 1 + lookahead
         self._vocab_size = vocab_size
         self.manifest_hash = manifest.content_hash()
+        self.tokenizer_hash = manifest.tokenizer.xxh3_128
         self.num_sequences = max(0, (len(self._stream) - self._window) // self._stride + 1)
         if self.num_sequences == 0:
             raise DataError(

@@ -1,19 +1,28 @@
 """The run folder: what lies where, and starting afresh without losing the old run."""
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
+from upath import UPath
 
+from deepseek_train.checkpoint.places import Place
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.data.manifest import TOKENIZER_FILE
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 HANGS = "hangs"
 OUTCOME_FILE = "outcome"  # how the last session ended; see config.exit_codes
+
+
+def checkpoints_of(config: RunConfig, folder: Path) -> Place:
+    """Where the run's checkpoints are."""
+    return UPath(config.checkpoint.path) if config.checkpoint.path else folder / CHECKPOINTS
 
 
 def config_yaml(config: RunConfig) -> str:
@@ -27,6 +36,9 @@ def open_folder(config: RunConfig) -> Path:
     if config.resume == "never" and (folder / CONFIG_FILE).exists():
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(
+        Path(config.data.path) / TOKENIZER_FILE, folder / TOKENIZER_FILE
+    )  # exports and samples need it
     return folder
 
 

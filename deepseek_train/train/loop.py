@@ -3,29 +3,31 @@
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
-from deepseek_train.checkpoint import CheckpointError
-from deepseek_train.checkpoint.store import newest
+from deepseek_train.checkpoint import Retention, Saver
 from deepseek_train.data.tokenizer import load_tokenizer
 from deepseek_train.monitor.report import Sample
 from deepseek_train.schedule.timeline import Timeline
+from deepseek_train.train.begin import begin
 from deepseek_train.train.build import Job
-from deepseek_train.train.folder import CHECKPOINTS, note_outcome
+from deepseek_train.train.folder import checkpoints_of, note_outcome
 from deepseek_train.train.observer import Observer, open_observer, steps_to
 from deepseek_train.train.sample import continuation
-from deepseek_train.train.state import Progress, load_checkpoint, save_checkpoint
+from deepseek_train.train.saving import Saving
+from deepseek_train.train.state import Progress, checkpoint_of
 from deepseek_train.train.step import evaluate, train_step
 
 TRACED_STEP = 5  # of a session: the first ones warm up
 
 
 class StopRequest:
-    """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the running step; ranks agree on it together."""
+    """SIGINT, SIGTERM and SIGUSR1 ask for a stop after the running step."""
 
     def __init__(self, seconds: float | None) -> None:
         self._asked = threading.Event()
@@ -36,31 +38,21 @@ class StopRequest:
     def _ask(self, _number: int, _frame: FrameType | None) -> None:
         self._asked.set()
 
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop, or the session's time is over (collective)."""
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        flag = torch.tensor([int(late or self._asked.is_set())], device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+    @property
+    def asked(self) -> bool:
+        """Whether this rank was asked to stop, or the session's time is over."""
+        return self._asked.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
 
 def train(job: Job, folder: Path) -> None:
     """Trains until ``train.total_tokens`` are consumed or a stop is asked for; then saves and reports."""
-    config, root = job.config, folder / CHECKPOINTS
+    config, root = job.config, checkpoints_of(job.config, folder)
     stop = StopRequest(config.train.stop_after_seconds)
-    progress, wandb_id = Progress(), None
-    checkpoint = _newest(root)
-    if checkpoint is None and (config.resume == "must" or any(root.glob("step-*"))):
-        raise CheckpointError(
-            f"no checkpoint in {root} is whole (a checkpoint without a valid manifest.json does not count). Mend or "
-            f"remove that folder, or start afresh with resume=never."
-        )
     job.where.phase("loading", long=True)
-    if checkpoint is not None:
-        progress, wandb_id = load_checkpoint(job, checkpoint)
-    observer = open_observer(config, job.layout, job.place.rank, folder, progress, wandb_id)
-    if checkpoint is not None:
-        observer.say(f"resumed from {checkpoint} after step {progress.step}")
+    begun = begin(job, root)
+    progress = begun.progress
+    observer = open_observer(config, job.layout, job.place.rank, folder, progress, begun.wandb_id)
+    observer.say(begun.how)
     if progress.tokens >= config.train.total_tokens:
         observer.monitor.close()
         observer.say(
@@ -70,6 +62,8 @@ def train(job: Job, folder: Path) -> None:
         )
         return
 
+    kept = config.checkpoint
+    saving = Saving(Saver(root, Retention(kept.keep, kept.keep_every, kept.keep_best)), kept, observer.say)
     timeline: tuple[int, Timeline] | None = None
     traced_step = min(TRACED_STEP, steps_to(config, job.layout, progress.tokens))
     finished = stopping = False
@@ -79,19 +73,29 @@ def train(job: Job, folder: Path) -> None:
             monitor.step(metrics)
             if metrics.timeline is not None:
                 timeline = metrics.step, metrics.timeline
+            job.where.phase("agreement to go on")
+            asked, writing = any_rank(job.place.device, stop.asked, saving.writing)
+            if saving.running and not writing:
+                saving.finish()
             finished = progress.tokens >= config.train.total_tokens
-            stopping = not finished and stop.agreed(job.place.device)
+            stopping = not finished and asked
+            held_out = None
             if finished or _due(config.train.eval_every, progress):
-                monitor.evaluation(evaluate(job, progress))
-            if finished or stopping or _due(config.checkpoint.every, progress):
-                job.where.phase("saving", long=True)
-                saved = save_checkpoint(job, root, progress, observer.wandb_id)
+                held_out = evaluate(job, progress)
+                monitor.evaluation(held_out)
+            content = partial(
+                checkpoint_of, job, progress, observer.wandb_id, held_out.loss if held_out else None
+            )
+            job.where.phase("saving", long=True)
             if finished or stopping:
+                saving.insist(progress.step, content)
                 break
+            if saving.due(progress.step):
+                saving.begin(progress.step, content)
+    saving.close()
     job.where.phase("sample and report", long=True)
     if job.place.rank == 0:
         note_outcome(folder, complete=finished, step=progress.step)
-    observer.say(f"checkpoint: {saved}")
     sample = _sample(job, observer) if finished else None
     observer.report(progress, timeline, sample)
     if stopping:
@@ -99,11 +103,11 @@ def train(job: Job, folder: Path) -> None:
         observer.say(f"stopped after step {progress.step}; {again} goes on from there")
 
 
-def _newest(root: Path) -> Path | None:
-    """The checkpoint to go on from, by rank 0's eyes (with resume=never it has moved older ones aside)."""
-    found = [newest(root) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+def any_rank(device: torch.device, *flags: bool) -> list[bool]:
+    """Each flag, where any rank has set it (collective)."""
+    told = torch.tensor([int(flag) for flag in flags], device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in told.tolist()]
 
 
 def _due(every: int, progress: Progress) -> bool:

@@ -36,7 +36,7 @@ class Observer:
     wandb_id: str | None
 
     def say(self, text: str) -> None:
-        if self.speaks:
+        if self.speaks and text:
             print(text, flush=True)
 
     def report(

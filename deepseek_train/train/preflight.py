@@ -27,9 +27,8 @@ from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
 
-# A checkpoint of this version is read back by the layout that wrote it, and a model is its own shape.
-_FIXED_ON_RESUME = ("model", "parallel", "schedule", "precision", "seed", "data")
-_FREE_ON_RESUME = {"parallel": ("dispatcher", "check_splits", "fallbacks")}  # of these: they change no number
+# Any layout and any schedule read any checkpoint; a model is its own shape, and its data in their order.
+_FIXED_ON_RESUME = ("model", "precision", "seed", "data")
 _MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments want torchrun
 
 
@@ -148,21 +147,20 @@ def _folder(config: RunConfig) -> list[Problem]:
         return []
     before: dict[str, Any] = yaml.safe_load(saved.read_text())
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))
-    for groups in (before, now):
-        groups.get("data", {}).pop(
-            "path", None
-        )  # data may have moved; that it is the same is checked by its hash
     for group, kind in get_type_hints(RunConfig).items():
         if is_dataclass(kind) and isinstance(
             before.get(group), dict
         ):  # fields that the older run did not know
             unset = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
             before[group] = unset | before[group]
-    for group, names in _FREE_ON_RESUME.items():
-        for name in names:
-            before.get(group, {}).pop(name, None)
-            now[group].pop(name)
-    changed = [group for group in _FIXED_ON_RESUME if before.get(group) != now[group]]
+    for groups in (before, now):
+        for name in (
+            "path",
+            "allow_change",
+        ):  # data may have moved; that it is the same is checked by its hash
+            groups["data"].pop(name, None)
+    fixed = [group for group in _FIXED_ON_RESUME if group != "data" or not config.data.allow_change]
+    changed = [group for group in fixed if before.get(group) != now[group]]
     return [
         Problem(
             group,

@@ -1,13 +1,14 @@
 """What changes while a run trains, and its form as a checkpoint."""
 
+import json
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from deepseek_train.checkpoint.pieces import Piece, Snapshot
-from deepseek_train.checkpoint.store import load, save
+from deepseek_train.checkpoint import Piece, Snapshot, load
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.data.errors import DataError
 from deepseek_train.data.loader import Cursor
 from deepseek_train.train.build import Job
 
@@ -51,8 +52,11 @@ def snapshot(job: Job, facts: dict[str, Any]) -> Snapshot:
     return Snapshot(pieces, biases, facts)
 
 
-def save_checkpoint(job: Job, root: Path, progress: Progress, wandb_id: str | None) -> Path:
-    """Writes a checkpoint of ``progress`` (collective)."""
+def checkpoint_of(
+    job: Job, progress: Progress, wandb_id: str | None, validation_loss: float | None = None
+) -> Snapshot:
+    """Everything of ``progress`` that goes into a checkpoint (collective). Random numbers need no state: order,
+    initial weights and samples are functions of the seed, and FP8 scales of the tensors at hand."""
     only_rank_0_knows = [progress.wall_seconds, wandb_id]
     dist.broadcast_object_list(only_rank_0_knows, src=0)
     facts = {
@@ -62,20 +66,50 @@ def save_checkpoint(job: Job, root: Path, progress: Progress, wandb_id: str | No
         "cursor": progress.cursor.as_dict(job.train_source.identity),
         "optimizer_steps": job.optimizer.steps_taken(),
         "layout": asdict(job.layout),
+        "model": as_json(job.config.model),
+        "tokenizer": job.train_source.tokenizer_hash,
+        "validation_loss": validation_loss,
         "wandb_id": only_rank_0_knows[1],
     }
-    return save(root, progress.step, snapshot(job, facts), keep=job.config.checkpoint.keep)
+    return snapshot(job, facts)
 
 
-def load_checkpoint(job: Job, path: Path) -> tuple[Progress, str | None]:
-    """Puts a checkpoint into the job (collective): bitwise the state that was saved. Returns progress and wandb id."""
+def load_checkpoint(job: Job, path: Place) -> tuple[Progress, str | None]:
+    """Puts a checkpoint into the job (collective): bitwise the state that was saved, whatever layout saved it. Returns
+    progress and wandb id. Raises CheckpointError, DataError."""
     facts = load(path, snapshot(job, {}))
     job.optimizer.restore(facts["optimizer_steps"])
     job.weights_changed()
     progress = Progress(
         step=facts["step"],
         tokens=facts["tokens"],
-        cursor=Cursor.from_dict(facts["cursor"], job.train_source.identity),
+        cursor=_cursor(job, facts["cursor"]),
         wall_seconds=facts["wall_seconds"],
     )
     return progress, facts["wandb_id"]
+
+
+def load_weights(job: Job, path: Place) -> None:
+    """Begins with the weights and balance biases of a checkpoint, of another run or made by ``deepseek-convert``
+    (collective). Raises CheckpointError."""
+    whole = snapshot(job, {})
+    load(
+        path, Snapshot([p for p in whole.pieces if p.name.startswith("master/")], whole.replicated), some=True
+    )
+    job.optimizer.restore(0)
+    job.weights_changed()
+
+
+def as_json(config: Any) -> Any:
+    """A configuration as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _cursor(job: Job, saved: dict[str, Any]) -> Cursor:
+    """Where the data goes on; at its beginning, where it is other data and may be."""
+    try:
+        return Cursor.from_dict(saved, job.train_source.identity)
+    except DataError:
+        if not job.config.data.allow_change:
+            raise
+        return Cursor()

@@ -24,7 +24,8 @@ def post_watchdog(config: ClusterConfig, place: Place, run_dir: Path) -> Watchdo
     dist.broadcast_object_list(names, src=0)  # of this start: an earlier one's ranks are not ours
     told = os.environ.get(BOARD_VARIABLE)
     path = Path(told) if told else _node_memory() / f"deepseek_train_{names[0]}"
-    rules = Rules(config.watchdog.hang_seconds, config.timeout_seconds)
+    # A collective that gave up first would name nobody.
+    rules = Rules(config.watchdog.hang_seconds, 0.9 * config.timeout_seconds)
     watchdog = Watchdog(Board(path, place.world_size), place.rank, place.world_size, rules, run_dir / HANGS)
     dist.barrier()
     if not told:

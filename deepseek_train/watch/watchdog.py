@@ -90,7 +90,8 @@ class Watchdog:
             missed = missed + passed if lost else 0.0
             if missed > LOST_SECONDS:
                 self._leave(self._obituary(lost), ExitCode.PEER_LOST)
-            limit = self._rules.long_seconds if me.long else self._rules.hang_seconds
+            # A sibling that saves, say, keeps others waiting in their next step.
+            limit = self._rules.long_seconds if any(s.long for s in sights) else self._rules.hang_seconds
             called = any(s.alarm_ns for s in sights)
             if idle > limit or called:
                 self.where.alarm()

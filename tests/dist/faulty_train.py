@@ -15,7 +15,7 @@ from typing import Any
 from deepseek_train.cli import train, train_rank
 from deepseek_train.model.block import MoeBlock
 from deepseek_train.optim.zero1 import Zero1
-from deepseek_train.train import agreement, loop, step
+from deepseek_train.train import agreement, loop, saving, step
 
 
 def kill() -> None:
@@ -52,7 +52,7 @@ def ask() -> None:
 
 
 FAULTS = {f.__name__: f for f in (kill, stop, hog, sleep, slow, ask)}
-PLACES = {"forward": (step, "on_device"), "optimizer": (Zero1, "reduce"), "save": (loop, "save_checkpoint")}
+PLACES = {"forward": (step, "on_device"), "optimizer": (Zero1, "reduce"), "save": (saving.Saving, "begin")}
 
 
 class Fault:

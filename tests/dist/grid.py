@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from deepseek_kernels.choice import ON_CPU
 from torch import Tensor
 
+from deepseek_kernels.choice import ON_CPU
 from deepseek_train.config.schema import Forgettable, Fp8Config, ModelConfig, ScheduleConfig
 from deepseek_train.fp8.room import Fp8
 from deepseek_train.model.context import ModelContext

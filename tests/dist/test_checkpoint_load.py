@@ -3,15 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict_loader import load as load_by_torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from deepseek_train.checkpoint import Piece, Snapshot, load, newest, save
 from tests.dist.checkpoint_states import (
-    DTYPES,
     FACTS,
     LENGTHS,
     assert_holds,
@@ -57,13 +56,19 @@ def test_any_other_number_of_ranks_can_load(tmp_path: Path) -> None:
     assert run_ranks(load_state, 2, path) == [FACTS, FACTS]
 
 
-def test_files_are_those_of_torch_distributed_checkpoint(tmp_path: Path) -> None:
-    path = save_state(0, 1, tmp_path)
-    state = {name: torch.zeros(length, dtype=DTYPES.get(name)) for name, length in LENGTHS.items()}
-    with pytest.warns(UserWarning, match="single process"):
-        load_by_torch(state, checkpoint_id=path)
+def test_files_are_those_of_safetensors(tmp_path: Path) -> None:
+    path = run_ranks(save_state, 2, tmp_path)[0]
+    found: dict[str, Tensor] = {}
+    for rank in range(2):
+        found |= load_file(path / f"rank-{rank:05}.safetensors")
     for name, length in LENGTHS.items():
-        assert torch.equal(state[name].view(torch.uint8), bits(name, length, 1).view(torch.uint8))
+        whole = bits(name, length, 1)
+        pieces = {key: t for key, t in found.items() if key.startswith(f"{name}@")}
+        assert sum(map(len, pieces.values())) == length
+        for key, piece in pieces.items():
+            start = int(key.removeprefix(f"{name}@"))
+            expected = whole[start : start + len(piece)]
+            assert torch.equal(piece.view(torch.uint8), expected.view(torch.uint8))
 
 
 # What is wrong on disk
@@ -87,7 +92,7 @@ def test_every_damaged_byte_is_found(tmp_path: Path) -> None:
     assert load_state(0, 1, path) == FACTS
 
 
-@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata"])
+@pytest.mark.parametrize("name", ["rank-00001.safetensors", "tensors.json"])
 def test_all_ranks_hear_of_damage_that_one_found(tmp_path: Path, name: str) -> None:
     file = run_ranks(save_state, 2, tmp_path)[0] / name
     good = file.read_bytes()
@@ -100,7 +105,7 @@ def test_all_ranks_hear_of_damage_that_one_found(tmp_path: Path, name: str) -> N
 
 
 def test_truncated_and_missing_files_are_named(tmp_path: Path) -> None:
-    file = save_state(0, 1, tmp_path) / "__0_0.distcp"
+    file = save_state(0, 1, tmp_path) / "rank-00000.safetensors"
     size = file.stat().st_size
     os.truncate(file, size - 1)
     text = load_failure(0, 1, file.parent)

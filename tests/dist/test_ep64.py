@@ -15,9 +15,9 @@ from deepseek_train.parallel.expert.announce import TokenRouting
 from deepseek_train.parallel.expert.dispatcher import Dispatcher, two_hop
 from deepseek_train.parallel.expert.group import ExpertGroup
 from deepseek_train.parallel.expert.plan import DispatchPlan
-from deepseek_train.spec.links import ExpertTraffic
 from deepseek_train.phases.parcel import Route
 from deepseek_train.phases.wgrad import Weight, allocate_main_grads
+from deepseek_train.spec.links import ExpertTraffic
 from tests.dist.grid import BATCH, LENGTH, MODEL, Case, Plain, mesh_of, on_mesh, sum_gradients
 from tests.harness import run_ranks
 

@@ -18,9 +18,9 @@ from deepseek_train.parallel.expert.dispatcher import Planned, combine, dispatch
 from deepseek_train.parallel.expert.journey import Journey
 from deepseek_train.parallel.expert.local import ByIndex, expand, reduce
 from deepseek_train.parallel.expert.plan import Arrivals, DispatchPlan
+from deepseek_train.phases.wgrad import allocate_main_grads
 from tests.dist.expert_ranks import expert_group
 from tests.dist.grid import Case, on_grid, sum_gradients
-from deepseek_train.phases.wgrad import allocate_main_grads
 from tests.harness import run_ranks
 
 E, D = 16, 5

@@ -1,6 +1,5 @@
 """A training step over emulated nodes: the same losses whatever way tokens take, and what was sent for them, counted."""
 
-from pathlib import Path
 
 import pytest
 import torch

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepseek_train.checkpoint import save
 from deepseek_train.config.schema import Fp8Config, RunConfig
 from deepseek_train.parallel.expert.dispatcher import flat
 from deepseek_train.parallel.expert.journey import UNCHANGED, WireFormats
@@ -17,7 +18,7 @@ from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.phases.wgrad import allocate_main_grads
 from deepseek_train.train.build import build
 from deepseek_train.train.preflight import resolve_layout
-from deepseek_train.train.state import Progress, load_checkpoint, save_checkpoint
+from deepseek_train.train.state import Progress, checkpoint_of, load_checkpoint
 from deepseek_train.train.step import evaluate, train_step
 from tests.dist.grid import Case, Plain, mesh_of, on_mesh, sum_gradients
 from tests.dist.small_run import small_configs
@@ -124,7 +125,7 @@ def train_and_resume(rank: int, world: int, config: RunConfig, folder: Path) -> 
         quantised.append(len(job.fp8.copies))
         skipped = skipped or metrics.skipped
         if number + 1 == SAVED_AFTER:
-            saved = save_checkpoint(job, folder, progress, None)
+            saved = save(folder, progress.step, checkpoint_of(job, progress, None), keep=1)
     ended = evaluate(job, progress)
     progress, _ = load_checkpoint(job, saved)
     for _ in range(STEPS - SAVED_AFTER):

@@ -19,11 +19,10 @@ from deepseek_train.schedule.action import Kind, Pair
 from deepseek_train.schedule.dataflow import actions_of
 from deepseek_train.schedule.forward_only import forward_only
 from deepseek_train.schedule.simulate import peak_activations
-from tests.dist.counted_tape import CountedTape
 from tests.dist.cases import CASES
+from tests.dist.counted_tape import CountedTape
 from tests.dist.grid import Case, OnGrid, Plain, on_grid, sum_gradients
 from tests.harness import run_ranks
-
 
 Losses = dict[int, tuple[Tensor, Tensor | None]]  # by micro-batch: main, MTP
 

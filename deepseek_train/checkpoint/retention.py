@@ -1,0 +1,57 @@
+"""Which checkpoints stay. The newest always does, so there is never none."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepseek_train.checkpoint.folders import Found, committed
+from deepseek_train.checkpoint.places import Place, remove_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Kept are the ``last`` newest, those whose step is a multiple of ``every`` (0: none for that), and the ``best``
+    by their fact ``validation_loss``."""
+
+    last: int = 1
+    every: int = 0
+    best: int = 0
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise ValueError(
+                f"keep is {self.last}: the checkpoint just saved is always kept; write 1 or more"
+            )
+
+    def to_go(self, found: Sequence[Found], latest: Place) -> list[Found]:
+        """What is not kept of ``found``, newest first. ``latest`` counts as the newest, whatever its step: a run that
+        was sent back must not lose what it just saved."""
+        whole = [one for one in found if not one.stands_in]
+        newest = [one for one in whole if one.path == latest] + [one for one in whole if one.path != latest]
+        kept = {one.path for one in newest[: self.last]}
+        kept |= {one.path for one in whole if self.every and one.step % self.every == 0}
+        judged = sorted((one for one in whole if _loss(one) < math.inf), key=_loss)
+        kept |= {one.path for one in judged[: self.best]}
+        return [one for one in found if one.path not in kept]
+
+
+def retire(root: Place, latest: Place, retention: Retention) -> None:
+    """Delete what is not kept. What cannot be deleted stays, with a warning: a full checkpoint more is no reason to
+    stop a run."""
+    for one in retention.to_go(committed(root), latest):
+        try:
+            path = one.path
+            if isinstance(path, Path):  # renamed first: half a checkpoint must not look like one
+                path = path.rename(path.with_name(f"{path.stem}.tmp-retired{path.suffix}"))
+            remove_folder(path)
+        except OSError as error:
+            log.warning("old checkpoint %s could not be deleted: %s", one.path, error)
+
+
+def _loss(found: Found) -> float:
+    loss = found.facts.get("validation_loss")
+    return float(loss) if isinstance(loss, int | float) and not math.isnan(loss) else math.inf

@@ -1,0 +1,185 @@
+"""``deepseek-checkpoint``: which checkpoints there are, whether they are whole; other files, fewer of them.
+
+usage: deepseek-checkpoint ls PLACE
+       deepseek-checkpoint verify PLACE
+       deepseek-checkpoint reshard source=CHECKPOINT target=PLACE [files=1]
+       deepseek-checkpoint prune PLACE [last=2] [every=0] [best=0] [bad=false] [dry=true]
+
+PLACE is a run folder, a folder of checkpoints or one checkpoint; a path or an fsspec URL (s3://bucket/run).
+
+  ls        a line for each: step, tokens, layout that wrote it, files, size, validation loss; damaged ones that a run
+            has set aside too. Reads manifests only.
+  verify    reads every file and compares it with its checksum
+  reshard   the same tensors, bit for bit, in another number of files. Not needed to change a run's layout: every
+            layout reads every checkpoint.
+  prune     deletes all but the newest ``last``, multiples of ``every`` steps and the ``best`` by validation loss; with
+            bad=true also what was set aside. Says what it would do; dry=false does it.
+
+exit codes: 0 done, all is well; 1 something is damaged, and the message names the file; 2 something is wrong with the
+arguments; 3 there is no checkpoint.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.progress import Progress
+from upath import UPath
+
+from deepseek_train.checkpoint import CheckpointError
+from deepseek_train.checkpoint.files import rewrite
+from deepseek_train.checkpoint.folders import Found, committed, found_at, set_aside_in
+from deepseek_train.checkpoint.manifest import read_manifest, verify
+from deepseek_train.checkpoint.places import Place, remove_folder
+from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.cli.answer import answer
+from deepseek_train.cli.key_value import UsageError, parse_key_values
+from deepseek_train.monitor import numbers
+
+CHECKPOINTS = "checkpoints"  # of a run folder
+
+
+class _Ended(Exception):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Reshard:
+    source: str
+    target: str
+    files: int = 1
+
+
+@dataclass(frozen=True)
+class Prune:
+    last: int = 2
+    every: int = 0
+    best: int = 0
+    bad: str = "false"
+    dry: str = "true"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code. ``arguments`` defaults to the command line."""
+    try:
+        return answer("deepseek-checkpoint", __doc__, sys.argv[1:] if arguments is None else arguments, _say)
+    except _Ended as ended:
+        print(ended, file=sys.stderr)
+        return ended.code
+    except CheckpointError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _say(words: Sequence[str]) -> None:
+    what, *rest = words
+    match what:
+        case "ls":
+            _list(_folder(_one(rest)))
+        case "verify":
+            _verify(_folder(_one(rest)))
+        case "reshard":
+            asked = parse_key_values(Reshard, rest, _wrong_reshard)
+            print(rewrite(_single(UPath(asked.source)), UPath(asked.target), asked.files))
+        case "prune":
+            place = [word for word in rest if "=" not in word]
+            asked_prune = parse_key_values(Prune, [word for word in rest if "=" in word], _wrong_prune)
+            _prune(_folder(_one(place)), asked_prune)
+        case _:
+            raise UsageError([f"'{what}' is not one of ls, verify, reshard, prune"])
+
+
+def _list(root: Place) -> None:
+    found, bad = _all(root), set_aside_in(root)
+    for one in found:
+        files = read_manifest(one.path).files
+        size = sum(record.bytes for record in files.values())
+        layout, loss = one.facts.get("layout"), one.facts.get("validation_loss")
+        words = [
+            f"step {one.step}",
+            f"{numbers.count(one.facts['tokens'])} tokens" if "tokens" in one.facts else "",
+            " ".join(f"{key} {value}" for key, value in layout.items() if value is not False)
+            if layout
+            else "",
+            f"{len(files)} files, {numbers.data_size(size)}",
+            f"validation loss {loss:.4f}" if loss is not None else "",
+            str(one.path),
+        ]
+        print("  ".join(word for word in words if word))
+    for path in bad:
+        why = path / "why-bad.txt"
+        print(f"damaged  {path}: {why.read_text().strip() if why.exists() else 'no reason is given'}")
+
+
+def _verify(root: Place) -> None:
+    """Every file of every checkpoint; all that is damaged is told before the verdict."""
+    damaged: list[str] = []
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        for one in _all(root):
+            files, before = read_manifest(one.path).files, len(damaged)
+            for name, record in progress.track(files.items(), description=one.path.name):
+                try:
+                    verify(one.path, name, record)
+                except CheckpointError as error:
+                    damaged.append(str(error))
+            if len(damaged) == before:
+                size = sum(record.bytes for record in files.values())
+                print(f"{one.path}: {len(files)} files, {numbers.data_size(size)}, all as the manifest says")
+    if damaged:
+        raise _Ended(1, "\n".join(damaged))
+
+
+def _prune(root: Place, asked: Prune) -> None:
+    found = _all(root)
+    going = [one.path for one in Retention(asked.last, asked.every, asked.best).to_go(found, found[0].path)]
+    going += set_aside_in(root) if asked.bad == "true" else []
+    for path in going:
+        if asked.dry == "false":
+            remove_folder(path)
+        print(f"{'deleted' if asked.dry == 'false' else 'would delete'} {path}")
+    if not going:
+        print("nothing to delete")
+    elif asked.dry == "true":
+        print("dry=false deletes them")
+
+
+def _one(words: Sequence[str]) -> Place:
+    if len(words) != 1:
+        raise UsageError([f"one place is needed, {len(words)} are given"])
+    return UPath(words[0])
+
+
+def _folder(place: Place) -> Place:
+    """``place``, or the checkpoints of the run it is."""
+    return place / CHECKPOINTS if (place / CHECKPOINTS).is_dir() else place
+
+
+def _all(root: Place) -> list[Found]:
+    found = committed(root) or found_at(root)
+    if not found:
+        raise _Ended(3, f"{root} holds no checkpoint")
+    return found
+
+
+def _single(place: Place) -> Place:
+    return _all(_folder(place))[0].path
+
+
+def _wrong_reshard(asked: Reshard) -> list[str]:
+    return [f"files={asked.files}: write 1 or more"] if asked.files < 1 else []
+
+
+def _wrong_prune(asked: Prune) -> list[str]:
+    wrong = [f"last={asked.last}: the newest always stays, write 1 or more"] if asked.last < 1 else []
+    counts = (("every", asked.every), ("best", asked.best))
+    wrong += [f"{key}={value}: write 0 or more" for key, value in counts if value < 0]
+    flags = (("bad", asked.bad), ("dry", asked.dry))
+    return wrong + [
+        f"{key}={text}: write true or false" for key, text in flags if text not in ("true", "false")
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Where a run begins: at its newest good checkpoint, with another's weights, or at the start."""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from upath import UPath
+
+from deepseek_train.checkpoint import CheckpointError, newest_good
+from deepseek_train.checkpoint.folders import set_aside_in
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.train.build import Job
+from deepseek_train.train.state import Progress, load_checkpoint, load_weights
+
+
+class NoGoodCheckpoint(CheckpointError):
+    """There were checkpoints and none is whole: a new beginning must be asked for."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    progress: Progress
+    wandb_id: str | None
+    how: str  # for the user; empty: from the start
+
+
+def begin(job: Job, root: Place) -> Begun:
+    """Loads what there is to load (collective). Damaged checkpoints are named and set aside, the newest good one is
+    taken.
+
+    Raises:
+        NoGoodCheckpoint: all are damaged, or there is none and resume=must.
+        CheckpointError, DataError: it is of another model or of other data.
+    """
+    config = job.config
+    path = newest_good(root)
+    if path is not None:
+        if config.resume == "never":  # the run folder's own were moved aside with it
+            raise CheckpointError(
+                f"{root} holds checkpoints, and resume=never begins a new run: give it another checkpoint.path"
+            )
+        progress, wandb_id = load_checkpoint(job, path)
+        return Begun(progress, wandb_id, f"resumed from {path} after step {progress.step}")
+    bad = [str(one) for one in set_aside_in(root)] if dist.get_rank() == 0 else []
+    told = [bad]
+    dist.broadcast_object_list(told, src=0)
+    if told[0] or config.resume == "must":
+        found = f" ({', '.join(told[0])} are damaged)" if told[0] else ""
+        raise NoGoodCheckpoint(
+            f"no checkpoint in {root} is whole{found}: mend one (why-bad.txt in each says what is wrong), remove them, "
+            f"or start afresh with resume=never."
+        )
+    if config.init_from is not None:
+        load_weights(job, UPath(config.init_from))
+        return Begun(Progress(), None, f"weights of {config.init_from}, a new optimizer")
+    return Begun(Progress(), None, "")

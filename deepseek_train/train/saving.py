@@ -1,0 +1,91 @@
+"""When a run saves and what becomes of it: written behind the steps, tried again soon where it failed, and a reason to
+stop only when it has failed many times in a row.
+"""
+
+import time
+from collections.abc import Callable
+
+from deepseek_train.checkpoint import CheckpointError, Saver, Snapshot
+from deepseek_train.config.schema import CheckpointConfig
+
+_INSIST_SECONDS = (1.0, 4.0, 15.0)  # between attempts of a save that nothing comes after
+
+
+class Saving:
+    """All methods but ``due`` and ``writing`` are collective. ``say`` is heard on rank 0."""
+
+    def __init__(self, saver: Saver, config: CheckpointConfig, say: Callable[[str], None]) -> None:
+        self._saver, self._config, self._say = saver, config, say
+        self._began = 0.0  # monotonic seconds
+        self._stall = 0.0  # seconds the run waited for the save under way
+        self.failures = 0  # in a row
+        self._again = 0  # the step after which a failed save is tried again
+
+    @property
+    def running(self) -> bool:
+        """Whether a save is under way; the same on all ranks."""
+        return self._saver.running is not None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank still writes."""
+        return self._saver.writing
+
+    def due(self, step: int) -> bool:
+        every = self._config.every
+        return (every > 0 and step % every == 0) or step == self._again
+
+    def begin(self, step: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Starts to save; waits for the save under way first, if there is one. A failure is told and counted. Raises
+        CheckpointError after ``max_failures`` in a row."""
+        if self.running:
+            self._say(f"checkpoint of step {self._saver.running} is still being written: step {step} waits")
+            self.finish()
+        self._began = time.monotonic()
+        try:
+            self._saver.begin(step, snapshot())
+        except CheckpointError as error:
+            self._failed(step, error)
+        self._stall = time.monotonic() - self._began
+
+    def finish(self) -> None:
+        """Makes the save under way a checkpoint, or tells and counts its failure, as ``begin`` does."""
+        step = self._saver.running
+        assert step is not None
+        started = time.monotonic()
+        try:
+            path = self._saver.finish()
+        except CheckpointError as error:
+            self._failed(step, error)
+            return
+        now = time.monotonic()
+        self.failures, self._again = 0, 0
+        stall = self._stall + now - started
+        self._say(f"checkpoint: {path} ({stall:.2f} s waited for, {now - self._began:.1f} s in all)")
+
+    def insist(self, step: int, snapshot: Callable[[], Snapshot]) -> None:
+        """Saves and waits for it, several times if need be. Raises CheckpointError where all fail."""
+        for pause in (*_INSIST_SECONDS, None):
+            self.begin(step, snapshot)
+            if self.running:
+                self.finish()
+            if not self.failures:
+                return
+            if pause is not None:
+                time.sleep(pause)
+        raise CheckpointError(
+            f"step {step} could not be saved: make room or mend the disk, and start again from the checkpoint before"
+        )
+
+    def close(self) -> None:
+        self._saver.close()
+
+    def _failed(self, step: int, error: CheckpointError) -> None:
+        self.failures += 1
+        self._again = step + 2 ** min(self.failures - 1, 10)
+        most = self._config.max_failures
+        self._say(f"WARNING: step {step} was not saved (failure {self.failures} of {most} in a row): {error}")
+        if self.failures >= most:
+            raise CheckpointError(
+                f"{self.failures} saves in a row failed, so the run stops (checkpoint.max_failures); the last: {error}"
+            )
