@@ -118,10 +118,9 @@ def _connect(place: Place, store: Store, patience_seconds: float) -> str | None:
             device_id=place.device if place.device.type == "cuda" else None,
         )
     except RuntimeError as error:
-        store.set("outcome", f"rank {place.rank}: {_first_line(error)}")
-    else:
-        if store.add("connected", 1) == place.world_size:
-            store.set("outcome", "")
+        store.set("failure", f"rank {place.rank}: {_first_line(error)}")
+    if store.add("over", 1) == place.world_size:  # nobody runs ahead into the next attempt
+        store.set("outcome", store.get("failure").decode() if store.check(["failure"]) else "")
     try:
         store.wait(["outcome"], 2 * patience)
         outcome = store.get("outcome").decode()

@@ -17,7 +17,7 @@ class Condition(Enum):
     LEFT = "has ended"
     LOST = "is dead: its process is gone"
     FROZEN = "is frozen: not even its watchdog runs (stopped, starved, or in a call that holds Python's lock)"
-    STUCK = "is stuck, and waits for no transfer"
+    STUCK = "is stuck, in no transfer that it told of"
     WAITING = "waits for others"
     MOVING = "goes on"
 

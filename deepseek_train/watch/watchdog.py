@@ -89,7 +89,8 @@ class Watchdog:
             lost = self._board.lost()
             missed = missed + passed if lost else 0.0
             if missed > LOST_SECONDS:
-                self._leave(self._obituary(lost), ExitCode.PEER_LOST)
+                _say(self._obituary(lost))
+                self._leave(ExitCode.PEER_LOST)
             # A sibling that saves, say, keeps others waiting in their next step.
             limit = self._rules.long_seconds if any(s.long for s in sights) else self._rules.hang_seconds
             called = any(s.alarm_ns for s in sights)
@@ -117,9 +118,11 @@ class Watchdog:
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
             text += f"\nStacks: {path}"
+        if not called:
+            _say(text)
         self._closed.wait(2 * self._rules.interval)  # siblings see the alarm, and write theirs
         self._end([one for one in ranks if one.condition is Condition.FROZEN])
-        self._leave("" if called else text, ExitCode.HUNG)
+        self._leave(ExitCode.HUNG)
 
     def _judge(self, idle: float) -> list[Judged]:
         """All ranks of the machine. Whoever has been silent nearly as long as this one has stopped too."""
@@ -135,12 +138,13 @@ class Watchdog:
                         os.kill(one.sight.pid, signum)
             time.sleep(pause if frozen else 0.0)
 
-    def _leave(self, text: str, code: ExitCode) -> None:
-        if self._closed.is_set():  # the main thread has failed meanwhile, and will tell
-            return
-        if text:
-            os.write(
-                2, f"{text}\n".encode()
-            )  # in one piece; Python's stderr may be locked by the main thread
-        self.where.leave()
-        os._exit(code)
+    def _leave(self, code: ExitCode) -> None:
+        if not self._closed.is_set():  # else the main thread has failed meanwhile, and leaves
+            self.where.leave()
+            os._exit(code)
+
+
+def _say(text: str) -> None:
+    """In one piece, past Python's stderr, which the main thread may have locked."""
+    if text:
+        os.write(2, f"{text}\n".encode())

@@ -1,6 +1,6 @@
-"""``deepseek-train`` with one fault in one rank: ``FAULT="kill forward 1 3" python -m tests.dist.faulty_train ...`` has
-rank 1 kill itself in the forward pass of step 3, once: not again when it is started again. ``ODD=r`` gives rank r other
-code. What can be done: ``FAULTS``; where: forward, optimizer, save.
+"""``deepseek-train`` with faults. ``FAULTS="kill forward 1 3; stop save 0 4"``: rank 1 kills itself in the forward pass of
+step 3, once, so not again when it comes back to that step, and so on; see ``STRIKES`` and ``PLACES``. ``SLOW=r``: the
+experts of rank r take their time. ``ODD=r``: rank r has other code.
 """
 
 import os
@@ -35,60 +35,53 @@ def sleep() -> None:
     time.sleep(600)
 
 
-def slow() -> None:
-    """From now on every computation of experts takes longer."""
-    compute = MoeBlock.compute
-
-    def slowly(block: MoeBlock, sent: Any) -> Any:
-        time.sleep(0.1)
-        return compute(block, sent)
-
-    setattr(MoeBlock, "compute", slowly)  # noqa: B010  (in this process alone)
-
-
 def ask() -> None:
     """Slurm's warning, to one rank alone."""
     os.kill(os.getpid(), signal.SIGUSR1)
 
 
-FAULTS = {f.__name__: f for f in (kill, stop, hog, sleep, slow, ask)}
+STRIKES = {strike.__name__: strike for strike in (kill, stop, hog, sleep, ask)}
 PLACES = {"forward": (step, "on_device"), "optimizer": (Zero1, "reduce"), "save": (saving.Saving, "begin")}
 
 
-class Fault:
-    """Strikes where and when it is told to."""
+class Faults:
+    """The faults of one rank."""
 
-    def __init__(self, what: str, where: str, number: int) -> None:
-        self._strike, self._number, self._step = FAULTS[what], number, 0
-        self._mark = Path(f"struck-{what}-{where}-{number}")
-        owner, name = PLACES[where]
-        self._before(loop, "train_step", self._count)
-        self._before(owner, name, self._perhaps)
+    def __init__(self, words: list[list[str]]) -> None:
+        self._step = 0
+        before(loop, "train_step", self._note)
+        for what, where, _, number in words:
+            before(*PLACES[where], lambda *_, w=what, p=where, n=number: self._perhaps(w, p, int(n)))
 
-    def _before(self, owner: Any, name: str, do: Callable[[], None]) -> None:
-        then = getattr(owner, name)
+    def _note(self, _job: Any, progress: Any, **_: Any) -> None:
+        self._step = progress.step + 1
 
-        def both(*args: Any, **kwargs: Any) -> Any:
-            do()
-            return then(*args, **kwargs)
+    def _perhaps(self, what: str, where: str, number: int) -> None:
+        mark = Path(f"struck-{what}-{where}-{number}")
+        if self._step == number and not mark.exists():
+            mark.touch()
+            STRIKES[what]()
 
-        setattr(owner, name, both)
 
-    def _count(self) -> None:
-        self._step += 1
+def before(owner: Any, name: str, do: Callable[..., None]) -> None:
+    """From now on ``do`` comes first, in this process."""
+    then = getattr(owner, name)
 
-    def _perhaps(self) -> None:
-        if self._step == self._number and not self._mark.exists():
-            self._mark.touch()
-            self._strike()
+    def both(*args: Any, **kwargs: Any) -> Any:
+        do(*args, **kwargs)
+        return then(*args, **kwargs)
+
+    setattr(owner, name, both)
 
 
 def rank_main(argv: list[str]) -> int:
     """In place of ``cli.train_rank``'s own, in every rank."""
-    what, where, rank, number = os.environ.get("FAULT", "kill forward -1 0").split()
-    if os.environ["RANK"] == rank:
-        Fault(what, where, int(number))
-    if os.environ["RANK"] == os.environ.get("ODD"):
+    rank = os.environ["RANK"]
+    words = [fault.split() for fault in os.environ.get("FAULTS", "").split(";") if fault]
+    Faults([fault for fault in words if fault[2] == rank])
+    if rank == os.environ.get("SLOW"):
+        before(MoeBlock, "compute", lambda *_: time.sleep(0.05))
+    if rank == os.environ.get("ODD"):
         setattr(agreement, "_code", lambda: "yesterdays")  # noqa: B010
     return train_rank.rank_main(argv)
 
