@@ -14,7 +14,6 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from deepseek_train.cli.local_rank import read_errors, run_rank
 from deepseek_train.cli.verdict import verdict
 from deepseek_train.config.exit_codes import FINAL, ExitCode
+from deepseek_train.watch.say import say
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS = 0.1  # how late the launcher may notice a signal
@@ -59,7 +59,7 @@ def launch(
         _start_server(preload, threads_per_rank)
         for restart in range(max_restarts + 1):
             if restart:
-                print(f"starting the ranks again ({restart} of {max_restarts})", file=sys.stderr, flush=True)
+                say(f"starting the ranks again ({restart} of {max_restarts})")
                 argv = argv if again is None else again
             code = _launch_once(target, argv, world_size, grace_seconds, received)
             if code in FINAL or received:
@@ -139,12 +139,12 @@ def _wait(processes: list[ForkServerProcess], received: list[int], grace: float,
                 failed.append((math.inf if follows else error.when if error else 0.0, rank))
             if not due and signal.SIGKILL not in sent:
                 due = [(now + grace, signal.SIGTERM), (now + 2 * grace, signal.SIGKILL)]
-                print(f"rank {rank} ended early, ending the others", file=sys.stderr, flush=True)
+                say(f"rank {rank} ended early, ending the others")
         if len(received) > obeyed:
             due = [(0.0, signal.SIGKILL if obeyed or len(received) > 1 else signal.SIGTERM)]
             obeyed = len(received)
             if due[0][1] == signal.SIGTERM:
-                print("\nstopping after this step; once more to end at once", file=sys.stderr, flush=True)
+                say("\nstopping after this step; once more to end at once")
         while due and time.monotonic() >= due[0][0]:
             sent.append(due.pop(0)[1])
             _send(processes, sent[-1])

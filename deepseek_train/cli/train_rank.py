@@ -27,6 +27,7 @@ from deepseek_train.train.lock import RunFolderTaken, RunLock
 from deepseek_train.train.loop import train
 from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.watching import post_watchdog
+from deepseek_train.watch.say import say
 from deepseek_train.watch.watchdog import Watchdog
 
 
@@ -65,8 +66,7 @@ def rank_main(argv: list[str]) -> int:
         if fault is None:
             raise
         text, code = fault
-        if text:
-            print(text, file=sys.stderr, flush=True)
+        say(text)
         return code
     finally:
         if watchdog is not None:

@@ -1,13 +1,13 @@
 """Why a local run failed, in words and as an exit code, once all of its ranks have ended."""
 
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from deepseek_train.cli.local_rank import BOARD_FILE, RankError
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.watch.board import Board
+from deepseek_train.watch.say import say
 
 
 def verdict(
@@ -24,7 +24,7 @@ def verdict(
         return 128 + received[-1] if received and (code < 0 or not codes) else abs(code)
     first, *others = failed
     if others:
-        print(f"failed after rank {first}: {', '.join(map(str, sorted(others)))}", file=sys.stderr)
+        say(f"failed after rank {first}: {', '.join(map(str, sorted(others)))}")
     code = codes[first]
     if first in errors:
         text = errors[first].text
@@ -32,8 +32,7 @@ def verdict(
         text = f"died of {signal.Signals(-code).name}{_place(folder, len(codes), first)}"
     else:
         text = f"left with exit code {code}"
-    for line in text.rstrip().splitlines():
-        print(f"[rank {first}] {line}", file=sys.stderr)
+    say("\n".join(f"[rank {first}] {line}" for line in text.rstrip().splitlines()))
     if ExitCode.HUNG in codes:  # the rank that was killed for it is no other story
         return ExitCode.HUNG
     return code if code > 0 else 128 - code

@@ -17,6 +17,7 @@ from pathlib import Path
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.watch.board import Board
 from deepseek_train.watch.judge import Condition, Judged, Patience, judged, verdict
+from deepseek_train.watch.say import say
 from deepseek_train.watch.whereabouts import Sight, State, Whereabouts
 
 STACK_SIGNAL = signal.SIGUSR2  # makes a rank write its stacks to stderr and go on
@@ -89,7 +90,7 @@ class Watchdog:
             lost = self._board.lost()
             missed = missed + passed if lost else 0.0
             if missed > LOST_SECONDS:
-                _say(self._obituary(lost))
+                say(self._obituary(lost))
                 self._leave(ExitCode.PEER_LOST)
             # A sibling that saves, say, keeps others waiting in their next step.
             limit = self._rules.long_seconds if any(s.long for s in sights) else self._rules.hang_seconds
@@ -119,7 +120,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
             text += f"\nStacks: {path}"
         if not called:
-            _say(text)
+            say(text)
         self._closed.wait(2 * self._rules.interval)  # siblings see the alarm, and write theirs
         self._end([one for one in ranks if one.condition is Condition.FROZEN])
         self._leave(ExitCode.HUNG)
@@ -142,9 +143,3 @@ class Watchdog:
         if not self._closed.is_set():  # else the main thread has failed meanwhile, and leaves
             self.where.leave()
             os._exit(code)
-
-
-def _say(text: str) -> None:
-    """In one piece, past Python's stderr, which the main thread may have locked."""
-    if text:
-        os.write(2, f"{text}\n".encode())

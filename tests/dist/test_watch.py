@@ -19,7 +19,7 @@ FAULTS = (
     "hog forward 1 5",
     "sleep save 0 6",
     "kill optimizer 0 7",
-    "ask forward 1 7",
+    "ask forward 1 8",
 )
 WATCHED = [
     *SMALL,
@@ -72,8 +72,8 @@ def test_hangs_are_named_by_rank_condition_and_phase(faulty: Done, workplace: Pa
 
 def test_a_stop_asked_of_one_rank_saves_and_ends_well(faulty: Done, workplace: Path) -> None:
     assert faulty.code == ExitCode.COMPLETE
-    assert "stopped after step 7" in faulty.out
-    assert (workplace / "runs" / "faulty" / "outcome").read_text() == "stopped after step 7\n"
+    assert "stopped after step 8" in faulty.out
+    assert (workplace / "runs" / "faulty" / "outcome").read_text() == "stopped after step 8\n"
     assert not (workplace / "runs" / "faulty.lock").exists()
 
 
@@ -84,7 +84,7 @@ def test_fewer_ranks_go_on_in_a_planned_layout(faulty: Done, workplace: Path) ->
     assert done.code == 0, done.err
     assert "1 ranks were started: a layout of parallel.fallbacks is taken" in done.out
     assert "1 ranks: PP 1 (1f1b) x DP 1" in done.out
-    assert [step[0] for step in numbers(workplace / "runs" / "fewer")] == list(range(1, 9))
+    assert [step[0] for step in numbers(workplace / "runs" / "fewer")] == list(range(1, 10))
 
 
 def test_the_run_ends_in_the_bits_of_one_that_nothing_befell(faulty: Done, workplace: Path) -> None:
@@ -97,6 +97,23 @@ def test_the_run_ends_in_the_bits_of_one_that_nothing_befell(faulty: Done, workp
     # Being slow it was, and nobody minded but for a word.
     warnings = re.findall(r"^warning: rank (\d) took .* to compute step (\d)", slow.err, re.MULTILINE)
     assert warnings == [("1", "4"), ("1", "8")]
+
+
+def test_torchrun_starts_again_and_a_dead_rank_is_named(workplace: Path) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", "-m")
+    done = run(
+        workplace,
+        "tests.dist.faulty_train",
+        *SMALL,
+        "name=joined",
+        module=torchrun,
+        FAULTS="kill optimizer 1 5",
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+    )
+    assert done.code == 0, done.err
+    assert "rank 1 lost at step 5, optimizer" in done.err
+    assert [step[0] for step in numbers(workplace / "runs" / "joined")] == list(range(1, 10))
+    assert not list(Path("/dev/shm").glob("deepseek_train_*"))
 
 
 def test_a_rank_with_other_code_is_named_before_anything_is_built(workplace: Path) -> None:
