@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from deepseek_train.checkpoint.agree import CheckpointError
-from deepseek_train.checkpoint.manifest import FileRecord, is_count
+from deepseek_train.checkpoint.manifest import FileRecord
+from deepseek_train.config.untrusted import is_count
 
 NAME = "tensors.json"
 

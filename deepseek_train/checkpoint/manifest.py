@@ -13,6 +13,7 @@ import xxhash
 
 from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.places import Place, fsync_folder, write_synced
+from deepseek_train.config.untrusted import is_count, is_plain_name
 
 FORMAT = 2
 NAME = "manifest.json"
@@ -96,12 +97,8 @@ def read_manifest(folder: Place) -> Manifest:
     return Manifest(step, facts, {name: _record(path, name, value) for name, value in files.items()})
 
 
-def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
 def _record(path: Place, name: str, value: object) -> FileRecord:
-    if name in ("", ".", "..", NAME) or any(mark in name for mark in ("/", "\\", "\0", ":")):
+    if name == NAME or not is_plain_name(name):
         raise CheckpointError(f"{path} lists {name!r}, which is no plain name of a file beside it")
     if not isinstance(value, dict) or value.keys() != {"bytes", "xxh3_128"} or not is_count(value["bytes"]):
         raise CheckpointError(f"{path}: the entry of {name!r} is not a size and a checksum")

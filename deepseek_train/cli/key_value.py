@@ -23,8 +23,8 @@ class UsageError(ValueError):
 def parse_key_values(
     kind: type[T], arguments: Sequence[str], check: Callable[[T], Sequence[str]], prefix: str = ""
 ) -> T:
-    """A ``kind`` (dataclass of str, int, float, ``float | tuple[float, ...]`` written 1.5 or [1,2,1], or one of these
-    or None; a field that is itself such a dataclass has keys ``field.key``) from ``[prefix]key=value``.
+    """A ``kind`` (dataclass of str, int, float, bool, ``float | tuple[float, ...]`` written 1.5 or [1,2,1], or one of
+    these or None; a field that is itself such a dataclass has keys ``field.key``) from ``[prefix]key=value``.
 
     ``check`` returns what is wrong with the values themselves.
 
@@ -90,6 +90,10 @@ def _convert(text: str, kind: Any) -> Any:
         return None
     lists = any(get_origin(option) is tuple for option in accepted)
     to = next(option for option in accepted if option is not NoneType and get_origin(option) is not tuple)
+    if to is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("write true or false")
+        return text.lower() == "true"
     if to is str and not text:
         raise ValueError("the value is empty")
     try:

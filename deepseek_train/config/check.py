@@ -11,7 +11,7 @@ from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig, 
 
 def check(run: RunConfig) -> list[Problem]:
     """All problems of a parsed configuration that need no other room to be seen. Empty: it is sound."""
-    first = [*_model(run.model), *_parallel(run), *_fallbacks(run), *_rest(run)]
+    first = [*model_problems(run.model), *_parallel(run), *_fallbacks(run), *_rest(run)]
     # Curves are often given as shares of the run: no point in speaking of them while its length is wrong.
     return first if run.train.total_tokens < 1 else [*first, *_curves(run.optim)]
 
@@ -25,7 +25,8 @@ def _positive(where: str, names: tuple[str, ...], group: object) -> Iterator[Pro
             )
 
 
-def _model(m: ModelConfig) -> Iterator[Problem]:
+def model_problems(m: ModelConfig) -> Iterator[Problem]:
+    """What no model can be, whoever describes it."""
     counts = tuple(n for n, kind in get_type_hints(ModelConfig).items() if kind in (int, int | None))
     may_be_zero = ("num_dense_layers", "num_shared_experts", "mtp_depth")
     yield from _positive("model", tuple(n for n in counts if n not in may_be_zero), m)

@@ -96,7 +96,7 @@ class TokenSource:
         self._stride, self._window = sequence_length, sequence_length + 1 + lookahead
         self._vocab_size = vocab_size
         self.manifest_hash = manifest.content_hash()
-        self.tokenizer_hash = manifest.tokenizer.xxh3_128
+        self.tokenizer_hash = manifest.settings.tokenizer_sha256
         self.num_sequences = max(0, (len(self._stream) - self._window) // self._stride + 1)
         if self.num_sequences == 0:
             raise DataError(

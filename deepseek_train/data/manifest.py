@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from deepseek_train.config.untrusted import is_plain_name
 from deepseek_train.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def read_manifest(path: str | Path) -> Manifest:
     except FileNotFoundError as error:
         mend = "prepare the data first: deepseek-data prepare data.path=.. data.source=.."
         raise DataError("there are no prepared tokens here", str(file), mend) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"the manifest cannot be read: {error}", str(file), _REMAKE) from error
     try:
         return _parse(values)
@@ -130,8 +131,11 @@ def _parse(values: Any) -> Manifest:
     ]
     settings, tokenizer = Settings(**values["settings"]), FileEntry(**values["tokenizer"])
     manifest = Manifest(**{**values, "settings": settings, "tokenizer": tokenizer, "shards": tuple(shards)})
-    entries = [entry for shard in shards for entry in (shard.bin, shard.idx)]
-    parts: list[DataclassInstance] = [manifest, manifest.settings, manifest.tokenizer, *shards, *entries]
+    entries = [tokenizer, *(entry for shard in shards for entry in (shard.bin, shard.idx))]
+    for entry in entries:
+        if not is_plain_name(entry.name):
+            raise ValueError(f"{entry.name!r} is no plain name of a file beside it")
+    parts: list[DataclassInstance] = [manifest, manifest.settings, *shards, *entries]
     for part in parts:
         _check_fields(part)
     return manifest

@@ -113,6 +113,9 @@ def open_shard(folder: Path, shard: Shard) -> Tokens:
     for entry in (shard.bin, shard.idx):
         check_size(folder, entry)
     dtype, lengths = read_index(folder / shard.idx.name)
+    if (lengths < 0).any():
+        what = f"document {int((lengths < 0).argmax())} has a negative length"
+        raise DataError(what, str(folder / shard.idx.name), REMAKE)
     tokens = int(lengths.sum(dtype=np.int64))
     if (tokens, tokens * dtype.itemsize, len(lengths)) != (shard.tokens, shard.bin.size, shard.documents):
         what = (

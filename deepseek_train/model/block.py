@@ -58,6 +58,10 @@ class DenseBlock(_Attention):
             Phase("feed_forward", Role.EXPERTS, self.feed_forward, whole),
         )
 
+    def after_attention(self) -> Row:
+        """``phases`` for who attends in another way: from the residual stream after attention."""
+        return (Phase("feed_forward", Role.EXPERTS, self.feed_forward),)
+
     def attend(self, hidden: Hidden) -> Hidden:
         return hidden.moved_to(self.attended(hidden.x_BTD))
 
@@ -78,10 +82,17 @@ class MoeBlock(_Attention):
         self.balance_loss = torch.compile(balance_loss) if context.compiled else balance_loss
 
     def phases(self) -> Row:
+        attend = Phase("attend", Role.ATTEND, self.attend, self.context.recompute.of_blocks)
+        return (attend, *self._after_routing())
+
+    def after_attention(self) -> Row:
+        """``phases`` for who attends in another way: from the residual stream after attention."""
+        return (Phase("route", Role.ATTEND, self.route), *self._after_routing())
+
+    def _after_routing(self) -> Row:
         whole = self.context.recompute.of_blocks
         shared = Phase("shared", Role.EXPERTS, self.share, whole) if self.shared is not None else None
         return (
-            Phase("attend", Role.ATTEND, self.attend, whole),
             Move("announce", Role.ATTEND),
             Phase("plan", Role.DISPATCH, self.plan),
             Move("dispatch", Role.DISPATCH, shared),
@@ -91,8 +102,11 @@ class MoeBlock(_Attention):
         )
 
     def attend(self, hidden: Hidden) -> Parcel:
-        x_BTD = self.attended(hidden.x_BTD)
-        normed_BTD = self.ffn_input(x_BTD)
+        return self.route(hidden.moved_to(self.attended(hidden.x_BTD)))
+
+    def route(self, hidden: Hidden) -> Parcel:
+        """From after attention to what the other ranks are told about this one's routing."""
+        normed_BTD = self.ffn_input(hidden.x_BTD)
         scores_BTE = self.router(normed_BTD)
         routing = self.router.route(scores_BTE)
         tokens_E = count_local(routing.expert_ids_NK, 0, self.m.num_routed_experts)
@@ -104,9 +118,7 @@ class MoeBlock(_Attention):
             loads=(*before.loads, LayerLoad(self.index, tokens_E)),
         )
         told, route = self.dispatcher.announce(routing, self.m.num_routed_experts, self.index)
-        return Parcel(
-            Attended(replace(hidden, x_BTD=x_BTD, ledger=ledger), normed_BTD, routing), (told,), route
-        )
+        return Parcel(Attended(replace(hidden, ledger=ledger), normed_BTD, routing), (told,), route)
 
     def plan(self, announced: Parcel) -> Parcel:
         a, (told,) = announced.stays, announced.moves

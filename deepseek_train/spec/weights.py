@@ -7,7 +7,7 @@ Legend: V vocabulary, D hidden, H heads, E routed experts, F feed-forward size.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import prod
 
@@ -40,11 +40,18 @@ class WeightSpec:
     init: Init = Init.NORMAL
     expert: bool = False
     trained: bool = True  # False: a buffer that no gradient reaches (the router's balance bias)
+    copies: tuple[str, ...] = ()  # published once more, whole, under these names
 
     @property
     def decayed(self) -> bool:
         """Weight decay is applied to matrices, not to norm gains."""
         return len(self.shape) > 1
+
+    @property
+    def linear(self) -> bool:
+        """A matrix of attention, feed-forward networks or experts: what DeepSeek-V3 publishes in FP8. Embedding, head,
+        routers and the MTP modules' join are not."""
+        return self.decayed and self.name.rsplit(".", 1)[-1] not in ("embed", "head", "weight", "join")
 
     @property
     def size(self) -> int:
@@ -104,7 +111,11 @@ def _block(m: ModelConfig, name: str, hf: str, *, dense: bool) -> Iterator[Weigh
 
 
 def embedding(m: ModelConfig) -> tuple[WeightSpec, ...]:
-    return (_whole("embed", (m.vocab_size, m.hidden_size), "model.embed_tokens.weight"),)
+    whole = _whole("embed", (m.vocab_size, m.hidden_size), "model.embed_tokens.weight")
+    copies = _in_mtp(m, "embed_tokens.weight")
+    if m.tie_embeddings:
+        copies += _in_mtp(m, "shared_head.head.weight")
+    return (replace(whole, copies=copies),)
 
 
 def layer(m: ModelConfig, index: int) -> tuple[WeightSpec, ...]:
@@ -116,11 +127,15 @@ def layer(m: ModelConfig, index: int) -> tuple[WeightSpec, ...]:
 def head(m: ModelConfig) -> tuple[WeightSpec, ...]:
     """A tied head has no matrix of its own, here and in what is published."""
     norm = _gain("final_norm", m.hidden_size, "model.norm.weight")
-    return (
-        (norm,)
-        if m.tie_embeddings
-        else (norm, _whole("head", (m.vocab_size, m.hidden_size), "lm_head.weight"))
-    )
+    if m.tie_embeddings:
+        return (norm,)
+    whole = _whole("head", (m.vocab_size, m.hidden_size), "lm_head.weight")
+    return norm, replace(whole, copies=_in_mtp(m, "shared_head.head.weight"))
+
+
+def _in_mtp(m: ModelConfig, name: str) -> tuple[str, ...]:
+    """Where DeepSeek publishes the embedding, or the head, again: in each MTP module, which uses the main model's."""
+    return tuple(f"model.layers.{m.num_layers + depth}.{name}" for depth in range(m.mtp_depth))
 
 
 def mtp(m: ModelConfig, depth: int) -> tuple[WeightSpec, ...]:

@@ -22,7 +22,7 @@ from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
-from deepseek_train.train.folder import CHECKPOINTS, CONFIG_FILE, config_yaml
+from deepseek_train.train.folder import CONFIG_FILE, checkpoints_of, config_yaml
 from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
@@ -139,7 +139,7 @@ def _folder(config: RunConfig) -> list[Problem]:
     if config.resume == "never":
         return []
     saved = folder / CONFIG_FILE
-    if not (folder / CHECKPOINTS).is_dir() or not saved.is_file():
+    if not checkpoints_of(config, folder).is_dir() or not saved.is_file():
         if config.resume == "must":
             return [
                 Problem("resume", f"{folder} holds no checkpoint", "Use resume=auto, or another run_dir.")

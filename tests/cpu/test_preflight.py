@@ -249,9 +249,11 @@ def test_a_run_from_before_a_field_existed_goes_on() -> None:
     ((where, said),) = told("precision.dispatch=bf16")
     assert where == "precision"
     assert "dispatch was params, is bf16" in said
-    ((where, said),) = told("parallel.layers=2|1")
-    assert where == "parallel"
-    assert "layers was None, is 2|1" in said
+    assert told("parallel.layers=2|1") == []  # any layout reads any checkpoint
+    ((where, said),) = told("data.fim_rate=0.5")
+    assert where == "data"
+    assert "fim_rate was 0.1, is 0.5" in said
+    assert told("data.fim_rate=0.5", "data.allow_change=true") == []
 
 
 @pytest.mark.parametrize(

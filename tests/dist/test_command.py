@@ -194,10 +194,10 @@ def test_a_run_that_is_complete_says_so_and_another_model_does_not_resume_it(
     workplace: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    assert run([*SMALL, "name=whole", "model.num_heads=2", "parallel.ep=1"]) == 2
+    assert run([*SMALL, "name=whole", "model.num_heads=2", "precision=bf16"]) == 2
     told = capsys.readouterr().err
     assert "num_heads was 4, is 2" in told
-    assert "ep was 2, is 1" in told
+    assert "params was fp32, is bf16" in told
     assert "resume=never" in told
 
     before = (whole / "metrics.jsonl").read_bytes()
