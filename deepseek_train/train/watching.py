@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from deepseek_train.config.schema import ClusterConfig
+from deepseek_train.config.cluster import ClusterConfig
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.folder import HANGS
 from deepseek_train.watch.board import Board
