@@ -4,16 +4,16 @@ The heavy packages are imported once, in a server process which then forks every
 a laptop start in the time of one. Signals take one road: a terminal's Ctrl-C reaches every process, but only
 the launcher listens to it (SIGINT is blocked in ranks, in their server and in whatever they start). It asks
 the ranks by SIGTERM to finish their step; a second signal ends them at once. A rank whose launcher vanished
-asks itself.
+asks itself. Ranks that failed are started again, if so asked.
 """
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,12 @@ from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from deepseek_train.cli.local_rank import RankError, read_errors, run_rank
+from deepseek_train.cli.local_rank import read_errors, run_rank
+from deepseek_train.cli.verdict import verdict
+from deepseek_train.config.exit_codes import FINAL, ExitCode
+from deepseek_train.watch.say import say
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 POLL_SECONDS = 0.1  # how late the launcher may notice a signal
 
 
@@ -35,6 +38,8 @@ def launch(
     preload: Sequence[str] = (),
     threads_per_rank: int = 1,
     grace_seconds: float = 5.0,
+    max_restarts: int = 0,
+    again: Sequence[str] | None = None,
 ) -> int:
     """Run ``target(argv)`` on ``world_size`` local ranks and return the exit code of the whole.
 
@@ -46,9 +51,26 @@ def launch(
     When a rank fails, the others get SIGTERM after ``grace_seconds`` and SIGKILL after as many again; the
     code is that of the rank that failed first, and its traceback the last thing printed. 128 + the signal's
     number when the ranks had to be ended by a signal.
+
+    Up to ``max_restarts`` times the ranks are then started again, with the arguments ``again`` (None: the same), unless
+    a signal came or the code says that it would be in vain (``config.exit_codes.FINAL``).
     """
-    with tempfile.TemporaryDirectory(prefix="deepseek_train_") as folder, _signals() as received:
+    with _signals() as received:
         _start_server(preload, threads_per_rank)
+        for restart in range(max_restarts + 1):
+            if restart:
+                say(f"starting the ranks again ({restart} of {max_restarts})")
+                argv = argv if again is None else again
+            code = _launch_once(target, argv, world_size, grace_seconds, received)
+            if code in FINAL or received:
+                break
+        return code
+
+
+def _launch_once(
+    target: str, argv: Sequence[str], world_size: int, grace_seconds: float, received: list[int]
+) -> int:
+    with tempfile.TemporaryDirectory(prefix="deepseek_train_") as folder:
         context = multiprocessing.get_context("forkserver")
         processes = []
         for rank in range(world_size):
@@ -64,7 +86,7 @@ def launch(
             for process in processes:
                 process.join()
         codes = [process.exitcode or 0 for process in processes]
-        return _verdict(codes, failed, received, read_errors(Path(folder)))
+        return verdict(codes, failed, received, read_errors(Path(folder)), Path(folder))
 
 
 @contextmanager
@@ -113,15 +135,16 @@ def _wait(processes: list[ForkServerProcess], received: list[int], grace: float,
             error = read_errors(folder).get(rank)
             if not sent or (error and signal.SIGKILL not in sent):  # else it only did as it was told
                 # A crash is the cause, though its peers have written that they lost it before we notice.
-                failed.append((error.when if error else 0.0, rank))
+                follows = processes[rank].exitcode == ExitCode.PEER_LOST
+                failed.append((math.inf if follows else error.when if error else 0.0, rank))
             if not due and signal.SIGKILL not in sent:
                 due = [(now + grace, signal.SIGTERM), (now + 2 * grace, signal.SIGKILL)]
-                print(f"rank {rank} ended early, ending the others", file=sys.stderr, flush=True)
+                say(f"rank {rank} ended early, ending the others")
         if len(received) > obeyed:
             due = [(0.0, signal.SIGKILL if obeyed or len(received) > 1 else signal.SIGTERM)]
             obeyed = len(received)
             if due[0][1] == signal.SIGTERM:
-                print("\nstopping after this step; once more to end at once", file=sys.stderr, flush=True)
+                say("\nstopping after this step; once more to end at once")
         while due and time.monotonic() >= due[0][0]:
             sent.append(due.pop(0)[1])
             _send(processes, sent[-1])
@@ -132,23 +155,3 @@ def _send(processes: list[ForkServerProcess], signum: int) -> None:
     for process in processes:
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, signum)
-
-
-def _verdict(codes: list[int], failed: list[int], received: list[int], errors: dict[int, RankError]) -> int:
-    """Print why the run failed, if it did; returns its exit code, a signal's as a shell counts it."""
-    if not failed:
-        code = next((code for code in codes if code), 0)
-        return 128 + received[-1] if received and (code < 0 or not codes) else abs(code)
-    first, *others = failed
-    if others:
-        print(f"failed after rank {first}: {', '.join(map(str, sorted(others)))}", file=sys.stderr)
-    code = codes[first]
-    if first in errors:
-        text = errors[first].text
-    elif code < 0:
-        text = f"died of {signal.Signals(-code).name}"
-    else:
-        text = f"left with exit code {code}"
-    for line in text.rstrip().splitlines():
-        print(f"[rank {first}] {line}", file=sys.stderr)
-    return code if code > 0 else 128 - code

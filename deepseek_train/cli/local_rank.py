@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+BOARD_FILE = "board"  # in the launch's folder: train.watching posts watchdogs around it
 ORPHAN_SECONDS = 60.0  # what a rank gets to save and leave after its launcher has vanished
 
 
@@ -25,7 +26,8 @@ class RankError:
 
 def run_rank(target: str, argv: Sequence[str], rank: int, world_size: int, folder: str, cwd: str) -> None:
     """Call ``target(argv)`` as ``rank``, in ``cwd``; ends the process with the target's exit code."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # SIGINT stays blocked, see launch_local
+    # SIGINT stays blocked, see launch_local.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR1})
     threading.Thread(target=_leave_with_the_launcher, daemon=True).start()
     os.chdir(cwd)
     os.environ.update(
@@ -34,6 +36,7 @@ def run_rank(target: str, argv: Sequence[str], rank: int, world_size: int, folde
         LOCAL_RANK=str(rank),
         LOCAL_WORLD_SIZE=str(world_size),
         DEEPSEEK_TRAIN_STORE=str(Path(folder) / "store"),
+        DEEPSEEK_TRAIN_BOARD=str(Path(folder) / BOARD_FILE),
     )
     try:
         sys.exit(call(target, argv))

@@ -1,9 +1,8 @@
 """``deepseek-train [key=value ...]``: pretrain.
 
 Under torchrun it joins the ranks that torchrun started; otherwise it starts its own on this machine (pp x dp, from the
-configuration). Exit codes: 2, the configuration, the data or the launch is wrong, nothing was started; 4, the guard
-gave the run up (train/guard.py), somebody has to look; 5, replicas of a weight differ (train/replicas.py), the same
-command goes on from the last checkpoint.
+configuration). Exit codes: ``config.exit_codes``; 2: the configuration, the data or the launch is wrong, nothing was
+started.
 
 This half of the command is light: torch and DeepSpeed are imported only where ranks run, so mistakes are told at once.
 """
@@ -16,6 +15,7 @@ from pathlib import Path
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.cli.launch_local import launch
 from deepseek_train.cli.local_rank import call
+from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.parse import ConfigError, Problem
 from deepseek_train.config.schema import DataConfig, RunConfig
 from deepseek_train.data.errors import DataError
@@ -24,8 +24,9 @@ from deepseek_train.data.prepare import prepare
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.device import local_ranks, planned_device, visible_gpus
 from deepseek_train.train.expert_plan import node_problems
+from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder import config_yaml
-from deepseek_train.train.preflight import data_problems, preflight, resolve_layout
+from deepseek_train.train.preflight import data_problems, preflight
 
 RANK = "deepseek_train.cli.train_rank"
 
@@ -61,6 +62,9 @@ def run(argv: list[str]) -> int:
             problems += node_problems(config, int(os.environ["WORLD_SIZE"]), here)
         if problems:
             raise ConfigError(problems)
+        asked, config = config, fitting(config, world_size)
+        if config is not asked and os.environ.get("RANK") == "0":
+            print(f"{world_size} ranks were started: a layout of parallel.fallbacks is taken", flush=True)
         layout = resolve_layout(config, world_size)
         choose_device(config, layout)
         prepare_data(config, layout, under_torchrun=under_torchrun)
@@ -69,11 +73,18 @@ def run(argv: list[str]) -> int:
             os.environ.get("LOCAL_RANK", "0") == "0"
         ):  # once on every node: what is wrong may be wrong only there
             print(error, file=sys.stderr)
-        return 2
+        return ExitCode.USER_ERROR
     if under_torchrun or layout.world == 1:
         return call(f"{RANK}:rank_main", argv)
-    threads = config.cluster.threads_per_rank
-    return launch(f"{RANK}:rank_main", argv, layout.world, preload=[RANK], threads_per_rank=threads)
+    return launch(
+        f"{RANK}:rank_main",
+        argv,
+        layout.world,
+        preload=[RANK],
+        threads_per_rank=config.cluster.threads_per_rank,
+        max_restarts=config.cluster.max_restarts,
+        again=[*argv, "resume=auto"],  # resume=never has been done
+    )
 
 
 def choose_device(config: RunConfig, layout: ParallelLayout) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -11,43 +12,88 @@ import torch.distributed as dist
 
 from deepseek_train.checkpoint import CheckpointError
 from deepseek_train.cli.compose import compose_config
+from deepseek_train.config.exit_codes import ExitCode
+from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.errors import DataError
-from deepseek_train.parallel.rendezvous import RendezvousError, join
+from deepseek_train.parallel.lost import lost_connection
+from deepseek_train.parallel.rendezvous import Place, RendezvousError, join
+from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.agreement import RanksDiffer, agree
 from deepseek_train.train.begin import NoGoodCheckpoint
 from deepseek_train.train.build import build
+from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder import open_folder
 from deepseek_train.train.guard import GuardError
+from deepseek_train.train.lock import RunFolderTaken, RunLock
 from deepseek_train.train.loop import train
-from deepseek_train.train.preflight import resolve_layout
 from deepseek_train.train.replicas import ReplicaError
+from deepseek_train.train.schedule_store import told_by_rank_0
+from deepseek_train.train.watching import post_watchdog
+from deepseek_train.watch.say import say
+from deepseek_train.watch.watchdog import Watchdog
 
-# Beside 2, for a launcher that starts runs again: after 5 it may do so at once, after the others somebody has to look.
-EXIT_CODES: dict[type[Exception], int] = {NoGoodCheckpoint: 3, GuardError: 4, ReplicaError: 5}
+# Errors that say all there is to say, the same on every rank.
+FORESEEN: dict[type[Exception], ExitCode] = {
+    RendezvousError: ExitCode.USER_ERROR,
+    RanksDiffer: ExitCode.USER_ERROR,
+    RunFolderTaken: ExitCode.USER_ERROR,
+    DataError: ExitCode.USER_ERROR,
+    CheckpointError: ExitCode.USER_ERROR,
+    NoGoodCheckpoint: ExitCode.NO_CHECKPOINT,
+    GuardError: ExitCode.GIVEN_UP,
+    ReplicaError: ExitCode.REPLICAS_DIFFER,
+}
 
 
 def rank_main(argv: list[str]) -> int:
     """Joins the other ranks and trains; returns the exit code."""
     # torch 2.13 renames collectives that DeepSpeed calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\..*")
-    config = compose_config(argv)
+    world_size = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
+    config = fitting(compose_config(argv), world_size)
     # The command hides GPUs from runs that are to use CPUs (cli.train.choose_device).
     cluster, device = config.cluster, _device()
     if device == "cpu":
         torch.set_num_threads(cluster.threads_per_rank)
-    layout = resolve_layout(config, int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None)
+    layout = resolve_layout(config, world_size)
+    watchdog: Watchdog | None = None
     try:
         place = join(device, layout.world, cluster.rendezvous_seconds, cluster.timeout_seconds)
-        if place.rank == 0:
-            open_folder(config)
-        dist.barrier()
-        train(build(config, layout, place), Path(config.run_dir))
-    except (RendezvousError, DataError, CheckpointError, GuardError, ReplicaError) as error:
+        agree(config)
+        watchdog = post_watchdog(cluster, place, Path(config.run_dir))
+        _train(config, layout, place, watchdog)
+    except tuple(FORESEEN) as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error, file=sys.stderr)
-        return EXIT_CODES.get(type(error), 2)
+        return FORESEEN[type(error)]
+    except Exception as error:
+        fault = watchdog.others_fault() if watchdog else None
+        if fault is None and lost_connection(error):
+            fault = f"rank {place.rank}: a peer is lost: {error}", ExitCode.PEER_LOST
+        if fault is None:
+            raise
+        text, code = fault
+        say(text)
+        return code
+    finally:
+        if watchdog is not None:
+            watchdog.close()
     # Not after an exception: with collectives under way it could wait for ever and hide the traceback.
     dist.destroy_process_group()
-    return 0
+    return ExitCode.COMPLETE
+
+
+def _train(config: RunConfig, layout: ParallelLayout, place: Place, watchdog: Watchdog | None) -> None:
+    """Opens the run folder, locked, and trains."""
+    folder = Path(config.run_dir)
+    with ExitStack() as held:  # by rank 0 alone, who also tells the others if it cannot
+        told_by_rank_0(lambda: _open(config, held))
+        train(build(config, layout, place, watchdog.where if watchdog else None), folder)
+
+
+def _open(config: RunConfig, held: ExitStack) -> None:
+    held.enter_context(RunLock(Path(config.run_dir)))
+    open_folder(config)
 
 
 def _device() -> Literal["cpu", "cuda"]:

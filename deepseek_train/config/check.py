@@ -1,16 +1,17 @@
 """Rules that concern more than one field of the configuration: every problem at once, each with its mend."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_type_hints
 
+from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig, RunConfig
 
 
 def check(run: RunConfig) -> list[Problem]:
     """All problems of a parsed configuration that need no other room to be seen. Empty: it is sound."""
-    first = [*model_problems(run.model), *_parallel(run), *_rest(run)]
+    first = [*model_problems(run.model), *_parallel(run), *_fallbacks(run), *_rest(run)]
     # Curves are often given as shares of the run: no point in speaking of them while its length is wrong.
     return first if run.train.total_tokens < 1 else [*first, *_curves(run.optim)]
 
@@ -107,6 +108,19 @@ def _parallel(run: RunConfig) -> Iterator[Problem]:
         )
 
 
+def of_fallback(index: int, problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Problems of one of ``parallel.fallbacks``, in its name."""
+    for problem in problems:
+        yield Problem(f"parallel.fallbacks[{index}]", f"{problem.where} {problem.what}", problem.mend)
+
+
+def _fallbacks(run: RunConfig) -> Iterator[Problem]:
+    """The rules of layouts, for each that may be fallen back on."""
+    own = list(_parallel(run))
+    for index, variant in enumerate(variants(run)[1:]):
+        yield from of_fallback(index, [problem for problem in _parallel(variant) if problem not in own])
+
+
 def _mirrors(run: RunConfig) -> Iterator[Problem]:
     """What experts shared by mirrored pipeline ranks ask for."""
     p, where = run.parallel, "parallel.ep_across_mirrors"
@@ -159,6 +173,23 @@ def _curves(o: OptimConfig) -> Iterator[Problem]:
         yield Problem("optim.eps", f"{o.eps} is not a positive number", "V3 uses 1e-8.")
 
 
+def _watchdog(run: RunConfig) -> Iterator[Problem]:
+    cluster, watchdog = run.cluster, run.cluster.watchdog
+    if cluster.max_restarts < 0:
+        what = f"is negative ({cluster.max_restarts})"
+        yield Problem("cluster.max_restarts", what, "Use 0 for none.")
+    if watchdog.straggler_every < 0:
+        what = f"is negative ({watchdog.straggler_every})"
+        yield Problem("cluster.watchdog.straggler_every", what, "Use 0 for 'never'.")
+    if watchdog.enabled and not 0 < watchdog.hang_seconds < cluster.timeout_seconds:
+        yield Problem(
+            "cluster.watchdog.hang_seconds",
+            f"{watchdog.hang_seconds:g} s is not between 0 and cluster.timeout_seconds = {cluster.timeout_seconds}: "
+            "collectives would give up first, and name nobody",
+            "Choose something between, or write cluster.watchdog.enabled=false.",
+        )
+
+
 def _fp8(run: RunConfig) -> Iterator[Problem]:
     fp8 = run.precision.fp8
     if fp8 is not None and fp8.weights.tile == "1x128":
@@ -191,6 +222,7 @@ def _rest(run: RunConfig) -> Iterator[Problem]:
     yield from _positive("checkpoint", ("keep",), run.checkpoint)
     counts = ("gpus_per_node", "timeout_seconds", "rendezvous_seconds", "threads_per_rank")
     yield from _positive("cluster", counts, run.cluster)
+    yield from _watchdog(run)
     peak = run.cluster.peak_tflops
     if peak is not None and not 0.0 < peak < math.inf:
         what = f"{peak} is not the TFLOP/s of a GPU"

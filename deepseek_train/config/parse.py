@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def _value(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     if is_dataclass(hint):
         return _dataclass(hint, value, where, problems)
     origin, args = get_origin(hint), get_args(hint)
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         if value is None and NoneType in args:
             return None
         return _value(next(a for a in args if a is not NoneType), value, where, problems)

@@ -8,11 +8,14 @@ slice of a ``RunConfig``, never the whole.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deepseek_train.config.cluster import ClusterConfig
 from deepseek_train.config.guard import GuardConfig
 
 # Activations that the backward pass can compute once more instead of keeping them (V3 report section 3.2.3):
 # results of RMSNorms; queries, keys, values; results of SwiGLU; or all inside a block but what enters its phases.
 Forgettable = Literal["norm", "mla_up", "swiglu", "block"]
+
+ScheduleName = Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v", "auto"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class FallbackConfig:
+    """Another layout of the same run, for another number of ranks; fields as in ``ParallelConfig``."""
+
+    pp: int
+    dp: int
+    ep: int
+    ep_across_mirrors: bool = False
+    layers: str | None = None
+    schedule: ScheduleName | None = None  # None: that of the run
+
+
+@dataclass(frozen=True)
 class ParallelConfig:
     """Layout of ranks: world = pp x dp, expert-parallel groups are ep consecutive data-parallel ranks (or, across
     mirrors, ep / 2 of two pipeline ranks)."""
@@ -79,6 +94,8 @@ class ParallelConfig:
     # How tokens get to experts: flat, one all-to-all; two_hop, once across to each node, then inside it; deep_ep,
     # DeepSeek's library. auto: two_hop where an expert group spans nodes and lies evenly on them, else flat.
     dispatcher: Literal["auto", "flat", "two_hop", "deep_ep"] = "auto"
+    # Layouts for when torchrun comes with another number of ranks, after a loss: the first that fits is taken.
+    fallbacks: tuple[FallbackConfig, ...] = ()
     check_splits: bool = (
         False  # exchange and compare all-to-all split sizes (gloo returns garbage when they disagree)
     )
@@ -88,9 +105,7 @@ class ParallelConfig:
 class ScheduleConfig:
     """Order of work in the pipeline."""
 
-    name: Literal["gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipe", "dualpipe_v", "auto"] = (
-        "dualpipe"
-    )
+    name: ScheduleName = "dualpipe"
     stages_per_rank: int = 2  # of interleaved_1f1b; the others have their own number
     # auto: what each stage takes, a run's report/durations.json. None: estimated from its operations.
     durations: str | None = None
@@ -253,19 +268,6 @@ class MonitorConfig:
     wandb: Literal["auto", "offline", "online", "off"] = "off"  # auto: online with a key, else offline
     wandb_project: str = "deepseek_train"
     progress_bar: bool = True  # only on a terminal
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """The machines."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus_per_node: int = 8
-    timeout_seconds: int = 600  # of every collective
-    rendezvous_seconds: int = 120  # until all ranks have met
-    threads_per_rank: int = 1  # CPU threads of one rank when the device is cpu
-    # BF16 TFLOP/s of one GPU without sparsity, for MFU. None: known for H100, H200 and H800 (SXM), else no MFU is told.
-    peak_tflops: float | None = None
 
 
 @dataclass(frozen=True)

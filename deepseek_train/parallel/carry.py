@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.futures import Future
 
 from deepseek_train.phases.parcel import Pending, Tensors
+from deepseek_train.watch.whereabouts import Whereabouts
 
 Transfer = Generator[dist.Work, None, Tensors]
 
@@ -21,17 +22,24 @@ class TransferLost(RuntimeError):
     watchdog of NCCL finds it, and knows no names."""
 
 
-def carry(what: str, transfer: Transfer, tensors: Tensors, stream: torch.cuda.Stream | None) -> Pending:
-    """Starts ``transfer``; ``what`` it is, for errors. ``tensors``: all that it reads. ``stream``: where its legs are
-    queued; None on CPUs."""
-    return ByNetwork(what, transfer) if stream is None else OnStream(transfer, tensors, stream)
+def carry(
+    what: str,
+    transfer: Transfer,
+    tensors: Tensors,
+    stream: torch.cuda.Stream | None,
+    where: Whereabouts,
+) -> Pending:
+    """Starts ``transfer``; ``what`` it is, for errors and for ``where``. ``tensors``: all that it reads. ``stream``:
+    where its legs are queued; None on CPUs."""
+    where.started(what)
+    return ByNetwork(what, transfer, where) if stream is None else OnStream(transfer, tensors, stream)
 
 
 class ByNetwork:
     """Every leg begins in the thread that ended the one before."""
 
-    def __init__(self, what: str, transfer: Transfer) -> None:
-        self._what, self._transfer = what, transfer
+    def __init__(self, what: str, transfer: Transfer, where: Whereabouts) -> None:
+        self._what, self._transfer, self._where = what, transfer, where
         self._over: Future[Tensors] = Future()
         self._go_on(None)
 
@@ -51,7 +59,11 @@ class ByNetwork:
         self._over.set_exception(error)  # type: ignore[arg-type]  # its stub names the wrong type
 
     def wait(self) -> Tensors:
-        return self._over.wait()
+        if not self._over.done():
+            self._where.waits(self._what)
+        arrived = self._over.wait()
+        self._where.goes_on()
+        return arrived
 
     def ready(self) -> bool:
         return self._over.done()

@@ -19,6 +19,7 @@ from deepseek_train.parallel.p2p import Links
 from deepseek_train.schedule.action import Placement
 from deepseek_train.schedule.lower import all_queues
 from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.watch.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,12 @@ def make_mesh(
     check_splits: bool = False,
     timeout_seconds: float = 600,
     device: torch.device = CPU,
+    where: Whereabouts | None = None,
 ) -> ParallelMesh:
     """Creates this rank's groups (collective). ``embeds``: the stages that hold the embedding; ``ranks_per_node``: of
     an expert group (None: not known, all count as one node); ``two_hop``: whether its rows take two hops;
-    ``timeout_seconds``: the patience of every collective in these groups."""
+    ``timeout_seconds``: the patience of every collective in these groups; ``where``: is told of
+    transfers between experts."""
     mine = placement.stages_of(layout.pp_rank(rank))
     assert len({len(placement.stages_of(p)) for p in range(layout.pp)}) == 1, "unequal numbers of groups"
     sharers = {layout.pp_rank(other) for other in layout.expert_group(rank)}
@@ -94,6 +97,7 @@ def make_mesh(
         among=(Among.NODES, Among.NODE) if two_hop else (Among.ALL,),
         check_splits=check_splits,
         device=device,
+        where=where,
     )
 
     # As many groups on every rank, although a mirrored pair's two stages share theirs.

@@ -19,9 +19,11 @@ from torch.distributed import (  # type: ignore[attr-defined]
     HashStore,
     PrefixStore,
     Store,
+    distributed_c10d,
     rendezvous,
 )
 
+ATTEMPTS = 3  # to connect, once all have met: some networks lose a connection at times
 STORE_VARIABLE = "DEEPSEEK_TRAIN_STORE"  # path of the FileStore all local ranks share
 
 
@@ -80,29 +82,58 @@ def join(
 ) -> Place:
     """Initialise torch.distributed: gloo on CPUs; NCCL beside gloo (for tensors on CPUs) on GPUs.
 
-    ``rendezvous_seconds`` is the patience until all ranks have met, ``timeout_seconds`` that of every
-    collective afterwards. Raises ``RendezvousError``. Ends with ``dist.destroy_process_group()``.
+    ``rendezvous_seconds`` is the patience until all ranks have met, and until they have connected, which is tried
+    three times; ``timeout_seconds`` that of every collective afterwards. Raises ``RendezvousError``. Ends with
+    ``dist.destroy_process_group()``.
     """
     place = place_from_environment(device, expected_world_size)
     store = _meet(place, timedelta(seconds=rendezvous_seconds))
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
+    errors = []
+    for attempt in range(ATTEMPTS):
+        error = _connect(place, PrefixStore(f"attempt{attempt}", store), rendezvous_seconds)
+        if error is None:
+            distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds))
+            return place
+        errors.append(error)
+    raise RendezvousError(
+        f"rank {place.rank} met the others but could not connect to them, {ATTEMPTS} times: {errors[-1]}. On "
+        "several nodes name the network interface they share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME), "
+        "and open its ports."
+    )
+
+
+def _connect(place: Place, store: Store, patience_seconds: float) -> str | None:
+    """One attempt, of all ranks together: it counts when every rank has connected. Returns what went wrong, the same
+    on all ranks. ``store``: of this attempt; addresses of an earlier one lead nowhere."""
+    patience = timedelta(seconds=patience_seconds)
     try:
         dist.init_process_group(
-            "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+            "gloo" if place.device.type == "cpu" else "cpu:gloo,cuda:nccl",
             store=store,
             rank=place.rank,
             world_size=place.world_size,
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=place.device if device == "cuda" else None,
+            timeout=patience,
+            device_id=place.device if place.device.type == "cuda" else None,
         )
     except RuntimeError as error:
-        raise RendezvousError(
-            f"rank {place.rank} met the others but could not connect to them: {_first_line(error)}. On "
-            "several nodes name the network interface they share (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME), "
-            "and open its ports."
-        ) from error
-    return place
+        store.set("failure", f"rank {place.rank}: {_first_line(error)}")
+    if store.add("over", 1) == place.world_size:  # nobody runs ahead into the next attempt
+        store.set("outcome", store.get("failure").decode() if store.check(["failure"]) else "")
+    try:
+        store.wait(["outcome"], 2 * patience)
+        outcome = store.get("outcome").decode()
+    except RuntimeError as error:  # a rank has gone meanwhile
+        outcome = _first_line(error)
+    if not outcome:
+        return None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    else:
+        # Groups find each other by names that count them; destroying one starts the count anew, a failure does not.
+        distributed_c10d._world.group_count = 0
+    return outcome
 
 
 def _meet(place: Place, patience: timedelta) -> Store:

@@ -11,12 +11,13 @@ from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.pipeline.mail import Mail
 from deepseek_train.pipeline.passage import Pass, StageRows
-from deepseek_train.pipeline.trace import Trace, Untraced
+from deepseek_train.pipeline.trace import Reporting, Trace, Untraced
 from deepseek_train.pipeline.values import Boundary, LossScales, PipelineStage, Ran
 from deepseek_train.schedule.action import Action, Placement, Schedule
 from deepseek_train.schedule.lower import Program, lower
 from deepseek_train.schedule.overlap import FIGURE_4, Order
 from deepseek_train.schedule.windows import send_windows
+from deepseek_train.watch.whereabouts import Whereabouts
 
 
 class PreparedSchedule:
@@ -35,7 +36,7 @@ class StepFailed(RuntimeError):
 
 class Executor:
     """Runs prepared schedules. ``stages`` are this rank's, by index, as they are now; ``order`` is that
-    of overlapped pairs."""
+    of overlapped pairs; ``where`` is told of every phase and message."""
 
     def __init__(
         self,
@@ -44,9 +45,10 @@ class Executor:
         queue: WeightGradQueue,
         boundary: Boundary,
         order: Order = FIGURE_4,
+        where: Whereabouts | None = None,
     ) -> None:
         self._stages = StageRows.of(stages, queue, order)
-        self._links, self._boundary = links, boundary
+        self._links, self._boundary, self._where = links, boundary, where or Whereabouts.unseen()
         self._failed = False
 
     def run(
@@ -62,8 +64,9 @@ class Executor:
         runs no more."""
         if self._failed:
             raise StepFailed("an earlier pass failed half-way: start again from a checkpoint")
-        mail = Mail(self._links, self._boundary, prepared.windows)
-        one = Pass(self._stages, prepared.placement, mail, batch_of, scales, trace or Untraced())
+        mail = Mail(self._links, self._boundary, prepared.windows, self._where)
+        recorder = Reporting(self._where, trace or Untraced())
+        one = Pass(self._stages, prepared.placement, mail, batch_of, scales, recorder)
         try:
             for instruction in prepared.program:
                 one.perform(instruction)

@@ -12,6 +12,7 @@ from deepseek_train.phases.parcel import Pending
 from deepseek_train.schedule.action import Action
 from deepseek_train.schedule.overlap import Lane
 from deepseek_train.schedule.timeline import PhaseSpan, Span
+from deepseek_train.watch.whereabouts import Whereabouts
 
 Instant = Callable[[], float]  # seconds since the trace began, known once the step is over
 
@@ -98,6 +99,24 @@ class Untraced:
 
     def transfer(self, name: str, action: Action, pending: Pending) -> None:
         pass
+
+
+class Reporting:
+    """Says where the rank is, and passes on what it is told to ``inner``. Transfers say it themselves."""
+
+    def __init__(self, where: Whereabouts, inner: Recorder) -> None:
+        self._where, self._inner = where, inner
+
+    def chunk(self, *halves: Action) -> AbstractContextManager[None]:
+        self._where.at(" with ".join(map(str, halves)))
+        return self._inner.chunk(*halves)
+
+    def compute(self, name: str, action: Action) -> AbstractContextManager[None]:
+        self._where.at(f"{action} {name}")
+        return self._inner.compute(name, action)
+
+    def transfer(self, name: str, action: Action, pending: Pending) -> None:
+        self._inner.transfer(name, action, pending)
 
 
 class Trace:

@@ -44,6 +44,7 @@ from deepseek_train.train.preflight import open_source
 from deepseek_train.train.schedule_plan import durations_for, placement_for
 from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
 from deepseek_train.train.stage_plan import plan_stages
+from deepseek_train.watch.whereabouts import Whereabouts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -78,10 +79,17 @@ class Job:
     kernels: Kernels
     fp8: Fp8 | None
     throughput: Throughput
+    where: Whereabouts  # is told what this rank is at
 
     @property
     def layout(self) -> ParallelLayout:
         return self.mesh.layout
+
+    @property
+    def replicas(self) -> str:
+        """The groups of ranks this rank reduces gradients with, for reports."""
+        groups = sorted({one.replicas.ranks for one in self.weights if len(one.replicas.ranks) > 1})
+        return ", ".join(str(list(ranks)) for ranks in groups) or "(none)"
 
     def weights_changed(self) -> None:
         """To be told after every optimizer step and when a checkpoint has been read: copies are made anew."""
@@ -99,8 +107,10 @@ class Job:
                 yield layer, router.bias
 
 
-def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
-    """Builds a rank's job (collective: creates process groups and the optimizer's shards)."""
+def build(config: RunConfig, layout: ParallelLayout, place: Place, where: Whereabouts | None = None) -> Job:
+    """Builds a rank's job (collective: creates process groups and the optimizer's shards). ``where``: is told what the
+    job is at."""
+    where = where or Whereabouts.unseen()
     adopt_process_group()
     model, dtype = config.model, DTYPES[config.precision.params]
     # Evaluation's placement: stages are where training has them, whatever the number of micro-batches.
@@ -119,6 +129,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         check_splits=config.parallel.check_splits,
         timeout_seconds=config.cluster.timeout_seconds,
         device=place.device,
+        where=where,
     )
     dispatcher = _dispatcher(config, experts, mesh.expert_group, place.device, kernels)
     queue = WeightGradQueue()
@@ -142,7 +153,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         mesh=mesh,
         stages=stages,
         weights=weights,
-        executor=Executor(stages, mesh.links, queue, boundary),
+        executor=Executor(stages, mesh.links, queue, boundary, where=where),
         optimizer=optimizer,
         ema=None if config.optim.ema_decay is None else Ema(optimizer.fragments(), config.optim.ema_decay),
         train_source=open_source(config, "train"),
@@ -154,6 +165,7 @@ def build(config: RunConfig, layout: ParallelLayout, place: Place) -> Job:
         kernels=kernels,
         fp8=fp8,
         throughput=_throughput(config, place.device),
+        where=where,
     )
 
 

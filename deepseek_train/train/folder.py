@@ -16,6 +16,8 @@ from deepseek_train.data.manifest import TOKENIZER_FILE
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+HANGS = "hangs"
+OUTCOME_FILE = "outcome"  # how the last session ended; see config.exit_codes
 
 
 def checkpoints_of(config: RunConfig, folder: Path) -> Place:
@@ -38,6 +40,12 @@ def open_folder(config: RunConfig) -> Path:
         Path(config.data.path) / TOKENIZER_FILE, folder / TOKENIZER_FILE
     )  # exports and samples need it
     return folder
+
+
+def note_outcome(folder: Path, *, complete: bool, step: int) -> None:
+    """For whoever starts runs again: both ways of ending leave with exit code 0."""
+    word = "complete" if complete else "stopped"
+    (folder / OUTCOME_FILE).write_text(f"{word} after step {step}\n", encoding="utf-8")
 
 
 def _lists(value: Any) -> Any:

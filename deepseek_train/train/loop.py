@@ -19,7 +19,7 @@ from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.train.batching import is_due
 from deepseek_train.train.begin import begin
 from deepseek_train.train.build import Job
-from deepseek_train.train.folder import checkpoints_of
+from deepseek_train.train.folder import checkpoints_of, note_outcome
 from deepseek_train.train.observer import Observer, open_observer, steps_to
 from deepseek_train.train.replicas import ReplicaError
 from deepseek_train.train.rollback import roll_back
@@ -53,6 +53,7 @@ def train(job: Job, folder: Path) -> None:
     """Trains until ``train.total_tokens`` are consumed or a stop is asked for; then saves and reports."""
     config, root = job.config, checkpoints_of(job.config, folder)
     stop = StopRequest(config.train.stop_after_seconds)
+    job.where.phase("loading", long=True)
     begun = begin(job, root)
     progress = begun.progress
     observer = open_observer(config, job.layout, job.place.rank, folder, progress, begun.wandb_id)
@@ -88,6 +89,7 @@ def train(job: Job, folder: Path) -> None:
                     continue
             if metrics.timeline is not None:
                 timeline = metrics.step, metrics.timeline
+            job.where.phase("agreement to go on")
             asked, writing = any_rank(job.place.device, stop.asked, saving.writing)
             if saving.running and not writing:
                 saving.finish()
@@ -102,12 +104,16 @@ def train(job: Job, folder: Path) -> None:
             content = partial(
                 checkpoint_of, job, progress, observer.wandb_id, held_out.loss if held_out else None
             )
+            job.where.phase("saving", long=True)
             if finished or stopping:
                 saving.insist(progress.step, content)
                 break
             if saving.due(progress.step) and not in_row:
                 saving.begin(progress.step, content)
     saving.close()
+    job.where.phase("sample and report", long=True)
+    if job.place.rank == 0:
+        note_outcome(folder, complete=finished, step=progress.step)
     sample = _sample(job, observer) if finished else None
     observer.report(progress, timeline, sample)
     if stopping:

@@ -1,6 +1,7 @@
 """Everything that can be found wrong before a process group starts, all at once."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from deepseek_train.config.check import check
+from deepseek_train.config.check import check, of_fallback
+from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.errors import DataError
@@ -19,6 +21,7 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
+from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder import CONFIG_FILE, checkpoints_of, config_yaml
 from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
@@ -29,28 +32,46 @@ _FIXED_ON_RESUME = ("model", "precision", "seed", "data")
 _MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments want torchrun
 
 
-def resolve_layout(config: RunConfig, world_size: int | None) -> ParallelLayout:
-    """The grid of ranks; ``world_size`` is what torchrun started, None when we start our own ranks."""
-    p = config.parallel
-    fewest = p.ep // 2 if p.ep_across_mirrors else p.ep
-    dp = p.dp or (max(1, world_size // p.pp) if world_size else fewest)
-    return ParallelLayout(pp=p.pp, dp=dp, ep=p.ep, mirrored=p.ep_across_mirrors)
-
-
 def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
     """All problems of a run, each with its mend. Reads the configuration, the run folder and the data's manifest."""
     found = check(config)
     if found:
         return found  # the rest computes with these numbers
-    layout = resolve_layout(config, world_size)
+    chosen = fitting(config, world_size)
+    layout = resolve_layout(chosen, world_size)
+    return [
+        *_of_layout(chosen, layout, world_size),
+        *_of_fallbacks(config),
+        *kernel_problems(chosen, planned_device(config.cluster.device, layout)),
+        *_again(config),
+        *_folder(chosen),
+        *data_problems(chosen, layout),
+    ]
+
+
+def _of_layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -> list[Problem]:
     return [
         *_layout(config, layout, world_size),
         *expert_problems(config, layout),
         *_pipeline(config, layout),
-        *kernel_problems(config, planned_device(config.cluster.device, layout)),
-        *_folder(config),
-        *data_problems(config, layout),
     ]
+
+
+def _of_fallbacks(config: RunConfig) -> Iterator[Problem]:
+    """Of the layouts that a later start may fall back on: better now than in the night after a loss."""
+    for index, variant in enumerate(variants(config)[1:]):
+        layout = resolve_layout(variant, None)
+        problems = [*_of_layout(variant, layout, layout.world), *data_problems(variant, layout)]
+        yield from of_fallback(index, problems)
+
+
+def _again(config: RunConfig) -> list[Problem]:
+    """What would go wrong when torchrun starts the ranks again."""
+    if config.resume != "never" or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return []
+    what = "never, under torchrun --max-restarts: every restart would begin anew"
+    mend = "Move the old run folder aside by hand, or use another name=...; or write --max-restarts 0."
+    return [Problem("resume", what, mend)]
 
 
 def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -> list[Problem]:
@@ -60,7 +81,8 @@ def _layout(config: RunConfig, layout: ParallelLayout, world_size: int | None) -
             Problem(
                 "parallel",
                 f"{world_size} ranks were started, the layout needs pp {layout.pp} x dp {layout.dp} = {layout.world}",
-                "Start that many (torchrun --nproc-per-node), or change parallel.pp or parallel.dp.",
+                "Start that many (torchrun --nproc-per-node), change parallel.pp or parallel.dp, or add a layout for "
+                "as many to parallel.fallbacks.",
             )
         )
     if world_size is None and layout.world > _MOST_LOCAL_RANKS:

@@ -26,6 +26,7 @@ from deepseek_train.train.batching import is_due, microbatches_for, sequence_num
 from deepseek_train.train.build import Job
 from deepseek_train.train.replicas import check_replicas
 from deepseek_train.train.state import Progress
+from deepseek_train.train.straggler import warn_of_stragglers
 
 
 def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress, StepMetrics]:
@@ -52,26 +53,35 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         numbers = [progress.cursor.number(place) for place in places]
         return on_device(job.train_source.sequences(numbers), job.place.device)
 
+    where, number = job.where, progress.step + 1
+    where.phase("choice of a schedule", number, long=True)
     schedule = job.training_schedule(num_microbatches)  # may be a search: before the clocks start
-    trace = None
+    where.phase("forward and backward")
+    compared = is_due(config.cluster.watchdog.straggler_every, number)
     if traced:
         dist.barrier()  # ranks of a pipeline start their clocks together
-        trace = Trace(job.mesh.pp_rank, job.place.device)
+    trace = Trace(job.mesh.pp_rank, job.place.device) if traced or compared else None
     job.mesh.expert_group.traffic.take()  # a sample's
     ran = job.executor.run(schedule, batch_of, scales, trace)
+    where.phase("optimizer")
+    where.waits(f"reduce-scatter of gradients among the replicas {job.replicas}")
     job.optimizer.reduce()
+    where.waits("all-reduce of losses and loads among all ranks")
     totals = _total(job, ran)
     loss, mtp_loss, balance_loss = (s / num_total for s in (totals.main, totals.mtp, totals.balance))
     check_seconds = None
-    if is_due(config.train.check_replicas_every, progress.step + 1):
+    if is_due(config.train.check_replicas_every, number):
         # Before the update: it writes all replicas anew from the masters, and with them what went wrong since the last.
-        check_seconds = check_replicas(job, progress.step + 1)
+        where.waits(f"comparison of weights among the replicas {job.replicas}")
+        check_seconds = check_replicas(job, number)
     if job.ema is not None:
         job.ema.release_masters()
     guard, watch = progress.guard, config.train.guard
+    where.waits(f"all-reduce of the gradient's norm, all-gather of weights among {job.replicas}")
     outcome = job.optimizer.step(
         lr, lambda norm: guard.objection(watch, (loss, mtp_loss, balance_loss), norm)
     )
+    where.goes_on()
     if outcome.skipped:
         guard = guard.after_skipped(progress.step, progress.cursor.consumed_sequences)
     else:
@@ -83,7 +93,9 @@ def train_step(job: Job, progress: Progress, *, traced: bool) -> tuple[Progress,
         for layer, bias in job.router_biases():
             update_bias(bias, totals.load_LE[_row(job, layer)], gamma, config.optim.balance_rule)
 
-    timeline = _gather_timeline(job, trace) if trace is not None else None
+    if compared and trace is not None:
+        warn_of_stragglers(job, trace, number)
+    timeline = _gather_timeline(job, trace) if traced and trace is not None else None
     seconds = time.perf_counter() - started
     after = progress.after(sequences, tokens, seconds, guard)
     speed = tokens / seconds
@@ -130,6 +142,7 @@ def _evaluate(job: Job, progress: Progress) -> EvalMetrics:
         numbers = sequence_numbers(0, microbatch, layout, job.mesh.dp_rank, config.train.microbatch_size)
         return on_device(job.validation_source.sequences(numbers), job.place.device)
 
+    job.where.phase("evaluation")
     totals = _total(job, job.executor.run(job.evaluation, batch_of, None))
     count = job.placement.num_microbatches * layout.dp
     return EvalMetrics(

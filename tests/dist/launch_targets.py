@@ -66,6 +66,23 @@ def deaf_but_for_rank_one(argv: list[str]) -> None:
     time.sleep(600)
 
 
+def fails_twice(argv: list[str]) -> int:
+    """Rank 1, in its first two lives."""
+    folder, code = Path(argv[0]), int(argv[1])
+    lives = folder / f"{os.environ['RANK']}-{len(list(folder.glob(os.environ['RANK'] + '-*')))}"
+    lives.write_text(" ".join(argv))
+    return code if os.environ["RANK"] == "1" and not lives.name.endswith("-2") else 0
+
+
+def follows_a_peer(argv: list[str]) -> int:
+    """Rank 0 is told that a peer is lost, before anybody hears of rank 1's own end."""
+    if os.environ["RANK"] == "0":
+        return 4
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
 def say(line: str) -> None:
     """Print in one piece: the ranks share one pipe."""
     os.write(1, f"{line}\n".encode())
@@ -91,7 +108,15 @@ def steps_until_told(argv: list[str]) -> int:
 
 def main() -> int:
     name, world_size, *argv = sys.argv[1:]
-    return launch(f"tests.dist.launch_targets:{name}", argv, int(world_size), preload=PRELOAD, grace_seconds=1)
+    return launch(
+        f"tests.dist.launch_targets:{name}",
+        argv,
+        int(world_size),
+        preload=PRELOAD,
+        grace_seconds=1,
+        max_restarts=int(os.environ.get("RESTARTS", "0")),
+        again=[*argv, "again"],
+    )
 
 
 if __name__ == "__main__":

@@ -177,6 +177,45 @@ def test_ranks_do_not_outlive_a_killed_launcher() -> None:
             left.rmdir()
 
 
+@pytest.mark.parametrize(
+    ("restarts", "code", "ends", "lives"),
+    [(5, 7, 0, 3), (2, 7, 0, 3), (1, 7, 7, 2), (0, 7, 7, 1), (5, 2, 2, 1), (5, 3, 3, 1), (5, 5, 0, 3)],
+)
+def test_failed_ranks_are_started_again_where_that_may_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: int, code: int, ends: int, lives: int
+) -> None:
+    monkeypatch.setenv("RESTARTS", str(restarts))
+    done, output, _ = run("fails_twice", 2, tmp_path, code)
+    assert done == ends, output
+    assert output.count("starting the ranks again (") == lives - 1
+    seen = [(tmp_path / f"1-{life}").read_text() for life in range(lives)]
+    assert seen == [f"{tmp_path} {code}{' again' * (life > 0)}" for life in range(lives)]
+
+
+def test_a_user_who_stops_a_run_is_not_defied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESTARTS", "5")
+    with running("steps_until_told", 2) as process:
+        wait_until_ready(process, 2)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert "starting the ranks again" not in output
+    assert process.returncode == 0
+
+
+def test_who_lost_a_peer_is_not_the_cause() -> None:
+    code, output, _ = run("follows_a_peer", 2)
+    assert (code, output.rstrip().splitlines()[-1]) == (128 + signal.SIGKILL, "[rank 1] died of SIGKILL")
+
+
+def test_slurms_warning_is_a_wish_to_stop() -> None:
+    with running("steps_until_told", 2) as process:
+        wait_until_ready(process, 2)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert "finished 1" in output
+
+
 def _alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

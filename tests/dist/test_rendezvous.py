@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,44 @@ def test_more_ranks_than_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setenv(variable, value)
     with pytest.raises(RendezvousError, match="number 98 on this node, which has .* GPUs"):
         place_from_environment("cuda")
+
+
+def flaky(
+    rank: int, world_size: int, variables: dict[str, str], failures: int, broken: int
+) -> tuple[float, str, int]:
+    """Joins, though the connections of rank ``broken`` fail so many times; then uses a group made after it."""
+    os.environ.update(variables, RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    init, tried = dist.init_process_group, []
+
+    def unreliable(*args: Any, **kwargs: Any) -> None:
+        tried.append(kwargs["timeout"])
+        if rank == broken and len(tried) <= failures:
+            raise RuntimeError("Gloo connectFullMesh failed with Connection refused\nmore")
+        init(*args, **kwargs)
+
+    dist.init_process_group = unreliable
+    try:
+        join("cpu", world_size, rendezvous_seconds=2, timeout_seconds=33)
+    except RendezvousError as error:
+        return 0.0, str(error), len(tried)
+    group = dist.new_group([0, 1], use_local_synchronization=True)
+    x = torch.tensor(float(rank + 1))
+    dist.all_reduce(x, group=group)
+    dist.barrier()
+    return x.item(), "", len(tried)
+
+
+def test_a_connection_that_fails_is_tried_again_by_all_ranks(tmp_path: Path) -> None:
+    store = {"DEEPSEEK_TRAIN_STORE": str(tmp_path / "store")}
+    assert run_ranks(flaky, 2, store, 2, 1, group=False, timeout=60) == [(3.0, "", 3)] * 2
+
+
+def test_three_failures_are_told_by_all_ranks(tmp_path: Path) -> None:
+    store = {"DEEPSEEK_TRAIN_STORE": str(tmp_path / "store")}
+    for _, message, tried in run_ranks(flaky, 2, store, 3, 0, group=False, timeout=60):
+        assert tried == 3
+        assert "could not connect to them, 3 times: rank" in message
+        assert "GLOO_SOCKET_IFNAME" in message
 
 
 def _free_port() -> int:

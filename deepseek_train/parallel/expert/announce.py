@@ -64,7 +64,7 @@ class Announcing:
 
     def start(self, tensors: Tensors) -> Pending:
         what = f"routers' decisions, {self.group.me}"
-        return carry(what, self._gathered(tensors), tensors, self.group.plans_stream)
+        return carry(what, self._gathered(tensors), tensors, self.group.plans_stream, self.group.where)
 
     def back(self) -> Stay:
         return Stay()  # decisions have no gradient

@@ -90,7 +90,7 @@ class Way:
     def start(self, tensors: Tensors) -> Pending:
         transfer = self._to_experts(*tensors) if self.outward else self._home(*tensors)
         what = f"DeepEP's {'dispatch' if self.outward else 'combine'}, {self.group.me}"
-        return carry(what, transfer, (*tensors, *self.held), self.group.rows_stream)
+        return carry(what, transfer, (*tensors, *self.held), self.group.rows_stream, self.group.where)
 
     def back(self) -> "Way":
         return replace(self, outward=not self.outward)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from deepseek_train.parallel.exchange import Peers
 from deepseek_train.parallel.traffic import Traffic
 from deepseek_train.spec.links import LinkClass
+from deepseek_train.watch.whereabouts import Whereabouts
 
 
 class Among(Enum):
@@ -40,6 +41,7 @@ class ExpertGroup:
     # Where hops are queued on CUDA: rows, and the router's decisions, which must not queue behind rows.
     rows_stream: torch.cuda.Stream | None = None
     plans_stream: torch.cuda.Stream | None = None
+    where: Whereabouts = field(default_factory=Whereabouts.unseen)
 
     @property
     def num_nodes(self) -> int:
@@ -78,9 +80,10 @@ def make_expert_group(
     among: tuple[Among, ...],
     check_splits: bool = False,
     device: torch.device = CPU,
+    where: Whereabouts | None = None,
 ) -> ExpertGroup:
     """The expert group of global ``rank`` among ``ranks``, with process groups for exchanges ``among`` some of them:
-    two of each (collective)."""
+    two of each (collective). ``where``: is told of transfers."""
     if len(ranks) == 1:
         return ALONE
     me, traffic = ranks.index(rank), Traffic()
@@ -108,5 +111,6 @@ def make_expert_group(
             for some in among
         }
 
-    streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2)]
-    return ExpertGroup(me, len(ranks), node_size, lane(), lane(), traffic, *streams)
+    rows, plans = (torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2))
+    watched = where or Whereabouts.unseen()
+    return ExpertGroup(me, len(ranks), node_size, lane(), lane(), traffic, rows, plans, watched)

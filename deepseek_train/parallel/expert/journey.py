@@ -68,7 +68,9 @@ class Journey:
         if not self.forward:
             way = "gradients' way to experts" if self.outward else "gradients' way from experts"
         maps = [m for hop in self.hops for m in (hop.taken_S, *(s.rows_to_sums for s in hop.sums))]
-        return carry(f"{way}, {self.group.me}", transfer, (*tensors, *maps), self.group.rows_stream)
+        return carry(
+            f"{way}, {self.group.me}", transfer, (*tensors, *maps), self.group.rows_stream, self.group.where
+        )
 
     def home(self) -> "Journey":
         """The way of results, in the same pass."""
