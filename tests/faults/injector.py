@@ -87,5 +87,5 @@ def rank_main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    train.RANK = "tests.dist.faulty_train"
+    train.RANK = "tests.faults.injector"
     sys.exit(train.run(sys.argv[1:]))

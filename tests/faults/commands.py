@@ -30,7 +30,7 @@ SMALL = [
     "train.sample_prompt=''",
     "checkpoint.every=2",
 ]
-FAULTY = ("tests.dist.faulty_train",)
+FAULTY = ("tests.faults.injector",)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_train.config.exit_codes import ExitCode
-from tests.dist.commands import SMALL, Done, numbers, run, write_text
+from tests.faults.commands import SMALL, Done, numbers, run, write_text
 
 FAULTS = (
     "kill forward 1 3",
@@ -60,7 +60,7 @@ def test_hangs_are_named_by_rank_condition_and_phase(faulty: Done, workplace: Pa
         ("1", "frozen", "5", "forward and backward"),
         ("0", "stuck", "6", "saving"),
     ]
-    assert 'faulty_train.py", line' in faulty.err  # where it held Python's lock: it was asked before it was killed
+    assert 'injector.py", line' in faulty.err  # where it held Python's lock: it was asked before it was killed
     reports = {path.name: path.read_text() for path in (workplace / "runs" / "faulty" / "hangs").iterdir()}
     names = [(1, 4), (0, 5), (0, 6), (1, 6)]  # frozen ranks write none
     assert set(reports) == {f"rank-{rank:05}-step-{step:08}.txt" for rank, step in names}
@@ -103,7 +103,7 @@ def test_torchrun_starts_again_and_a_dead_rank_is_named(workplace: Path) -> None
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", "-m")
     done = run(
         workplace,
-        "tests.dist.faulty_train",
+        "tests.faults.injector",
         *SMALL,
         "name=joined",
         module=torchrun,
