@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDER := 3.6.0
 
-.PHONY: help train test check gate clean
+.PHONY: help train test soak check gate clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -18,6 +18,9 @@ train: $(READY) ## Pretrain the tiny model on this machine (minutes on a laptop)
 
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY) ## One run suffers 30 faults and must end in the bits of a clean one (some 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: $(READY) ## Lint, format, types, floors
 	$(BIN)/ruff check .
