@@ -117,7 +117,8 @@ def test_the_survivor_goes_on_alone_and_the_world_grows_again(nodes: Nodes, tmp_
     alone = step()
     nodes.wait("both get on", lambda: step() > alone + 10)
 
-    os.kill(nodes.agents[1].pid, signal.SIGTERM)
+    for agent in nodes.agents.values():  # of one that is told alone the other torchrun waits for five minutes
+        agent.send_signal(signal.SIGTERM)
     nodes.wait("both nodes end", lambda: all(agent.poll() is not None for agent in nodes.agents.values()))
     assert "stopped after step" in nodes.said()
     steps = [record[0] for record in numbers(run)]
