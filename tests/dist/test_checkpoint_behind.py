@@ -12,7 +12,6 @@ import torch
 from upath import UPath
 
 from deepseek_train.checkpoint import (
-    CheckpointError,
     Piece,
     Retention,
     Saver,
