@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepseek_train.checkpoint.store import newest
+from deepseek_train.checkpoint.folders import newest
 from deepseek_train.cli.train_rank import EXIT_CODES, rank_main
 from deepseek_train.config.guard import GuardConfig
 from deepseek_train.config.schema import RunConfig
