@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint import Snapshot, save
+from deepseek_train.checkpoint.pieces import Snapshot
+from deepseek_train.checkpoint.store import save
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.averaged import averaged_weights
@@ -88,5 +89,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return small_configs(tmp_path_factory.mktemp("ema"), WORLD, {"": LAYOUT})[""]
 
 
-def test_averages_follow_the_masters_stand_in_for_them_and_are_restored(config: RunConfig, tmp_path: Path) -> None:
+def test_averages_follow_the_masters_stand_in_for_them_and_are_restored(
+    config: RunConfig, tmp_path: Path
+) -> None:
     run_ranks(averaged, WORLD, config, tmp_path)

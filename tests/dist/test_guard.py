@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepseek_train.checkpoint.store import newest
+from deepseek_train.checkpoint.folders import newest
 from deepseek_train.cli.train_rank import EXIT_CODES, rank_main
 from deepseek_train.config.guard import GuardConfig
 from deepseek_train.config.schema import RunConfig
@@ -191,7 +191,11 @@ def give_up(rank: int, _world_size: int, config: RunConfig, folder: Path, poison
 @pytest.mark.parametrize(
     ("first", "said", "what"),
     [
-        (3, "after 1 rollbacks to step 2; sequences [24, 40), [40, 56)", ["skipped"] * 2 + ["rolled back"] + ["skipped"] * 2),
+        (
+            3,
+            "after 1 rollbacks to step 2; sequences [24, 40), [40, 56)",
+            ["skipped"] * 2 + ["rolled back"] + ["skipped"] * 2,
+        ),
         (1, "and no checkpoint is from before them", ["skipped"] * 2),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_train.checkpoint import save
+from deepseek_train.checkpoint.store import save
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place
@@ -98,9 +98,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configs(workplace: Path) -> dict[str, tuple[int, RunConfig]]:
     found = {}
     for world, layouts in LAYOUTS.items():
-        made = small_configs(
-            workplace, world, {name: [*values, *COMMON] for name, values in layouts.items()}
-        )
+        made = small_configs(workplace, world, {name: [*values, *COMMON] for name, values in layouts.items()})
         found |= {name: (world, config) for name, config in made.items()}
     return found
 

@@ -1,6 +1,6 @@
-"""``deepseek-train`` with faults. ``FAULTS="kill forward 1 3; stop save 0 4"``: rank 1 kills itself in the forward pass of
-step 3, once, so not again when it comes back to that step, and so on; see ``STRIKES`` and ``PLACES``. ``SLOW=r``: the
-experts of rank r take their time. ``ODD=r``: rank r has other code.
+"""``deepseek-train`` with faults. ``FAULTS="kill forward 1 3; stop save 0 4"``: rank 1 kills itself in the forward pass
+of step 3, once, so not again when it comes back to that step, and so on; see ``STRIKES`` and ``PLACES``. ``SLOW=r``:
+the experts of rank r take their time. ``ODD=r``: rank r has other code.
 """
 
 import os
