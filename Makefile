@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDER := 3.6.0
 
-.PHONY: help train test soak check gate clean
+.PHONY: help train test check gate clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -19,9 +19,6 @@ train: $(READY) ## Pretrain the tiny model on this machine (minutes on a laptop)
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-soak: $(READY) ## One run suffers 30 faults and must end in the bits of a clean one (some 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak $(ARGS)
-
 check: $(READY) ## Lint, format, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,6 +30,10 @@ gate: $(READY) .venv/triton-$(OLDER)/triton ## Compile all kernels for Hopper, n
 		$(BIN)/python -m deepseek_kernels.gate $(ARGS) >.venv/gate-$(OLDER).log 2>&1 & older=$$!; \
 	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m deepseek_kernels.gate $(ARGS); newest=$$?; \
 	wait $$older; older=$$?; cat .venv/gate-$(OLDER).log; exit $$((newest + older))
+
+.PHONY: soak
+soak: $(READY) ## One run suffers 30 faults and must end in the bits of a clean one (some 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak $(ARGS)
 
 clean: ## Remove the environment and the caches (never runs/ and datasets/)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

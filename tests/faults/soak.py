@@ -28,6 +28,11 @@ from tests.faults.soak_report import Life, Soak, measured, write_report
 EVERY = 3  # steps between two checkpoints
 RANKS = {2: ["parallel.dp=1", "parallel.ep=1"], 4: ["parallel.dp=2", "parallel.ep=2"]}
 PATIENCE = 400.0  # seconds, of one command
+# Light, as the command itself is.
+COMMAND = (
+    "import sys; from deepseek_train.cli import train; train.RANK = 'tests.faults.soak_faults'; "
+    "sys.exit(train.run(sys.argv[1:]))"
+)
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
@@ -61,7 +66,7 @@ def session(folder: Path, argv: Sequence[str], faults: Sequence[Fault]) -> tuple
     """One command from start to the end of its last process; its exit code, and what was said, when."""
     (folder / "tmp").mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from tests.faults.soak_faults import main; main()", *argv],
+        [sys.executable, "-c", COMMAND, *argv],
         cwd=folder,
         env={
             **os.environ,
@@ -98,14 +103,14 @@ def _tail(said: Sequence[Line]) -> str:
 
 def live(folder: Path, name: str, ranks: int, steps: int, faults: Sequence[Fault]) -> Life:
     """A whole run, its command started again until it is complete."""
-    began, said, commands = time.monotonic(), list[Line](), 0
+    said, starts = list[Line](), list[float]()
     outcome = folder / "runs" / name / "outcome"
     while not (outcome.exists() and outcome.read_text().startswith("complete")):
-        if commands > len(faults) + 5:
-            raise SoakFailed(f"{commands} commands for {len(faults)} faults:\n{_tail(said)}")
+        if len(starts) > len(faults) + 5:
+            raise SoakFailed(f"{len(starts)} commands for {len(faults)} faults:\n{_tail(said)}")
+        starts.append(time.monotonic())
         code, heard = session(folder, arguments(name, ranks, steps), faults)
         said += heard
-        commands += 1
         if code in (ExitCode.FAILED, ExitCode.USER_ERROR, ExitCode.NO_CHECKPOINT, ExitCode.GIVEN_UP):
             raise SoakFailed(f"the command left with {code}:\n{_tail(said)}")
     ended = time.monotonic()
@@ -119,7 +124,7 @@ def live(folder: Path, name: str, ranks: int, steps: int, faults: Sequence[Fault
         marks[number] = float(mark.read_text())
     restarts = sum(line.text.startswith("starting the ranks again") for line in said)
     lines = [(line.when, line.text) for line in said]
-    return Life(folder / "runs" / name, began, ended, commands, restarts, taken, marks, lines)
+    return Life(folder / "runs" / name, starts[0], ended, starts, restarts, taken, marks, lines)
 
 
 def soak(folder: Path, faults: Sequence[Fault], ranks: int) -> Soak:

@@ -1,5 +1,5 @@
-"""``deepseek-train`` for a soak: the faults of ``FAULTS`` ("kill forward 1 7; cut optimizer 0 12; ...", numbered in this
-order), each once, at its step or when its rank next comes to that place.
+"""The ranks of ``deepseek-train`` in a soak: the faults of ``FAULTS`` ("kill forward 1 7; cut optimizer 0 12; ...",
+numbered in this order), each once, at its step or when its rank next comes to that place.
 
 Leaves ``struck-N`` with the moment in which fault N struck, and ``steps``: every step that was done, with its moment.
 Moments are seconds on the system's monotonic clock, which all processes share.
@@ -7,10 +7,10 @@ Moments are seconds on the system's monotonic clock, which all processes share.
 
 import multiprocessing
 import os
+import re
 import signal
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,37 @@ from torch import Tensor
 
 from deepseek_train.checkpoint import folders, saver
 from deepseek_train.checkpoint.manifest import NAME
-from deepseek_train.cli import train, train_rank
+from deepseek_train.cli import train_rank
 from deepseek_train.monitor.metrics import StepMetrics
 from deepseek_train.monitor.sinks import Monitor
 from deepseek_train.optim.zero1 import Zero1
 from deepseek_train.train import begin, loop
 from tests.faults import injector
-from tests.faults.injector import before, kill
+from tests.faults.injector import before
 
 STEPS = Path("steps")
 CHECKPOINTS = Path("runs/soaked/checkpoints")
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleep() -> None:
+    time.sleep(600)
+
+
+def hog() -> None:
+    """Holds Python's lock, in C, for ages."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def ask() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def term() -> None:
@@ -63,7 +84,9 @@ def behead() -> None:
 
 
 DAMAGE = (flip, cut, behead)
-STRIKES = injector.STRIKES | {strike.__name__: strike for strike in (term, orphan, outage, *DAMAGE)}
+STRIKES: dict[str, Callable[[], None]] = {
+    strike.__name__: strike for strike in (kill, stop, sleep, hog, ask, term, orphan, outage, *DAMAGE)
+}
 PLACES = injector.PLACES | {
     "update": (Zero1, "step"),
     "agreement": (loop, "any_rank"),
@@ -111,12 +134,6 @@ class Faults:
         strike()
 
 
-def main() -> None:
-    """The command. Not to be run as a module: ranks would import it a second time, as one of that name."""
-    train.RANK = __name__
-    sys.exit(train.run(sys.argv[1:]))
-
-
 def rank_main(argv: list[str]) -> int:
     """In place of ``cli.train_rank``'s own, in every rank."""
     words = [word.split() for word in os.environ["FAULTS"].split(";") if word]
@@ -135,7 +152,8 @@ def _record(_monitor: Monitor, metrics: StepMetrics) -> None:
 
 def _launcher() -> int:
     launcher = multiprocessing.parent_process()
-    assert launcher is not None and launcher.pid is not None
+    assert launcher is not None
+    assert launcher.pid is not None
     return launcher.pid
 
 

@@ -21,7 +21,7 @@ class Life:
     folder: Path
     began: float
     ended: float
-    commands: int
+    starts: list[float]  # of the command
     restarts: int  # by the launcher
     taken: list[tuple[int, float]]  # every step done, as often as it was done, and when it was
     marks: dict[int, float]  # fault -> when it struck
@@ -36,6 +36,7 @@ class Cost:
     word: str
     detect: float | None  # until somebody says so; None where nobody is left who could
     recover: float  # until a step has been done again
+    new_command: bool  # by a new start of the command, else the launcher started the ranks again
     lost_steps: int  # done before and to be done again
 
 
@@ -60,9 +61,9 @@ def measured(clean: Life, soaked: Life, faults: Sequence[Fault], ranks: int, ste
     return Soak(
         ranks=ranks,
         steps=steps,
-        commands=soaked.commands,
+        commands=len(soaked.starts),
         restarts=soaked.restarts,
-        unplanned=soaked.commands + soaked.restarts - 1 - len(faults),
+        unplanned=len(soaked.starts) + soaked.restarts - 1 - len(faults),
         wall_seconds=wall,
         clean_wall_seconds=clean_wall,
         useful_seconds=useful,
@@ -88,6 +89,7 @@ def _cost(life: Life, fault: Fault, struck: float) -> Cost:
         word=fault.word(),
         detect=told[0] - struck if fault.kind.sign else None,
         recover=recovered - struck,
+        new_command=any(struck < start < recovered for start in life.starts),
         lost_steps=before - after + 1,
     )
 
@@ -97,7 +99,7 @@ def write_report(folder: Path, soak: Soak, seed: int, loads: Sequence[float]) ->
     facts = machine_facts()
     about = {
         "machine": f"{facts.cpu}, {facts.cores} cores; ranks on CPUs, gloo",
-        "load": f"{loads[0]:.1f} before, {loads[-1]:.1f} behind, ranks included (over the cores: times are upper bounds)",
+        "load": f"{loads[0]:.1f} before, {loads[-1]:.1f} behind, our ranks included; times are upper bounds",
         "torch": torch.__version__,
         "revision": facts.git_revision or "unknown",
         "seed": str(seed),
@@ -125,29 +127,27 @@ def page(soak: Soak, about: dict[str, str]) -> str:
         f"little: the costs of a fault below are what carries over\n\n"
         "Seconds from the moment the fault struck: to the first line that tells of it, to the first step done again "
         "(starting the processes and loading included). Lost: steps that had to be done again. Median / worst. A stop "
-        "that was asked for counts as told once it is saved; damage, once a start has found it. Hangs are told after `hang_seconds=4`, or within 14 s where others may take long (saving, a first step).\n\n"
+        "that was asked for counts as told once it is saved; damage, once a start has found it. Hangs are told after "
+        "`hang_seconds=4`, or within 14 s where others may take long (saving, a first step).\n\n"
         f"{table(soak.costs)}\n"
     )
 
 
 def table(costs: Sequence[Cost]) -> str:
     rows = [
-        "| fault | times | detected, s | recovered, s | lost, steps |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| fault | times | detected, s | recovered by the launcher, s | by a new command, s | lost, steps |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for kind in KINDS:
-        found = [cost for cost in costs if cost.kind == kind.name]
+    for name in (*(kind.name for kind in KINDS), "all"):
+        found = [cost for cost in costs if name in (cost.kind, "all")]
         if found:
-            told = [cost.detect for cost in found if cost.detect is not None]
-            rows.append(
-                f"| {kind.name} | {len(found)} | {_both(told, 1)} | {_both([c.recover for c in found], 1)} "
-                f"| {_both([c.lost_steps for c in found], 0)} |"
+            cells = (
+                _both([cost.detect for cost in found if cost.detect is not None], 1),
+                _both([cost.recover for cost in found if not cost.new_command], 1),
+                _both([cost.recover for cost in found if cost.new_command], 1),
+                _both([cost.lost_steps for cost in found], 0),
             )
-    told = [cost.detect for cost in costs if cost.detect is not None]
-    rows.append(
-        f"| all | {len(costs)} | {_both(told, 1)} | {_both([c.recover for c in costs], 1)} "
-        f"| {_both([c.lost_steps for c in costs], 0)} |"
-    )
+            rows.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -98,7 +98,9 @@ def test_the_survivor_goes_on_alone_and_the_world_grows_again(nodes: Nodes, tmp_
 
     def step() -> int:
         path = run / "metrics.jsonl"
-        lines = path.read_text().splitlines()[:-1] if path.exists() else []  # the last one may be half written
+        lines = (
+            path.read_text().splitlines()[:-1] if path.exists() else []
+        )  # the last one may be half written
         return json.loads(lines[-1])["step"] if lines else 0
 
     nodes.start(0)
