@@ -80,3 +80,11 @@ def numbers(run_folder: Path) -> list[list[object]]:
     names = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "grad_norm", "expert_load")
     records = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
     return [[record[name] for name in names] for record in records if record["kind"] == "step"]
+
+
+def tensors(run_folder: Path) -> dict[str, object]:
+    """Checksums of the last checkpoint's tensors."""
+    checkpoints = run_folder / "checkpoints"
+    newest = max(path for path in checkpoints.iterdir() if path.name.startswith("step-"))
+    files = json.loads((newest / "manifest.json").read_text())["files"]
+    return {name: facts for name, facts in files.items() if name.endswith(".safetensors")}
