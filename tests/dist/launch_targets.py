@@ -11,7 +11,14 @@ from types import FrameType
 from deepseek_train.cli.launch_local import launch
 
 PRELOAD = ["json.tool", *os.environ.get("ALSO_PRELOAD", "").split()]
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "DEEPSEEK_TRAIN_STORE")
+VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "OMP_NUM_THREADS",
+    "DEEPSEEK_TRAIN_STORE",
+)
 
 
 def show_environment(argv: list[str]) -> None:

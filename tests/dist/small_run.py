@@ -38,7 +38,7 @@ SMALL = [
 
 
 def small_configs(folder: Path, world: int, layouts: dict[str, list[str]]) -> dict[str, RunConfig]:
-    """``SMALL`` with the overrides of each layout of ``world`` ranks; the text is prepared, a launch finds no problem."""
+    """``SMALL`` with the overrides of each layout of ``world``; the text is prepared, a launch finds nothing wrong."""
     (folder / "text").mkdir(exist_ok=True)
     dice = random.Random(0)
     for number in range(40):

@@ -41,7 +41,9 @@ class AfterOneStep:
 
     loads: dict[int, tuple[int, ...]]
     biases: list[tuple[int, Tensor]]  # layer, [E]; a layer may be held twice
-    directions: frozenset[bool]  # of the micro-batches that entered here at the first stage or left at the last
+    directions: frozenset[
+        bool
+    ]  # of the micro-batches that entered here at the first stage or left at the last
 
 
 def one_step(rank: int, world_size: int, config: RunConfig) -> AfterOneStep:
@@ -50,7 +52,9 @@ def one_step(rank: int, world_size: int, config: RunConfig) -> AfterOneStep:
     _, metrics = train_step(job, Progress(), traced=True)
     assert metrics.timeline is not None
     half = BATCH // config.train.microbatch_size // job.layout.dp // 2
-    seen = {s.microbatch >= half for s in metrics.timeline.spans if s.rank == job.mesh.pp_rank and s.stage == 0}
+    seen = {
+        s.microbatch >= half for s in metrics.timeline.spans if s.rank == job.mesh.pp_rank and s.stage == 0
+    }
     biases = [(layer, bias_E.clone()) for layer, bias_E in job.router_biases()]
     return AfterOneStep(metrics.expert_load, biases, frozenset(seen))
 

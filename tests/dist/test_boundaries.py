@@ -1,4 +1,4 @@
-"""What a rank keeps of the tensors that pass between stages: as much as there are stages, however many micro-batches."""
+"""What a rank keeps of the tensors passed between stages: as many as there are stages, with any number of batches."""
 
 import weakref
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Saving behind the run: what is saved is the state at ``begin``, failures are told by ``finish`` on every rank, damaged
+"""Saving behind the run: what is saved is the state at ``begin``, ``finish`` tells failures on every rank, damaged
 checkpoints are set aside, and object stores work without a rename.
 """
 
@@ -11,7 +11,15 @@ import pytest
 import torch
 from upath import UPath
 
-from deepseek_train.checkpoint import CheckpointError, Piece, Retention, Saver, Snapshot, load, newest, newest_good
+from deepseek_train.checkpoint import (
+    Piece,
+    Retention,
+    Saver,
+    Snapshot,
+    load,
+    newest,
+    newest_good,
+)
 from deepseek_train.checkpoint import saver as saver_module
 from deepseek_train.config.schema import CheckpointConfig
 from deepseek_train.train.saving import Saving
@@ -52,7 +60,9 @@ def begin_on_a_broken_rank(rank: int, ranks: int, root: Path) -> tuple[str, str,
     saver = Saver(root, Retention(2))
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            patch.setattr(saver_module, "write_tensor_file", lambda *_: (root / "nowhere" / "x").write_bytes(b""))
+            patch.setattr(
+                saver_module, "write_tensor_file", lambda *_: (root / "nowhere" / "x").write_bytes(b"")
+            )
         saver.begin(8, snapshot(rank, ranks, 2))
         first = message(saver.finish)
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +88,9 @@ def test_a_failure_behind_the_run_is_told_to_all_and_costs_nothing(tmp_path: Pat
     run_ranks(load_state, 2, tmp_path / "step-00000008")
 
 
-def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(saver_module, "free_bytes", lambda _: 3999)
     text = message(lambda: Saver(tmp_path, Retention(1)).begin(1, of_value(1.0)))
     assert "make room" in text
@@ -90,12 +102,15 @@ def test_failed_saves_are_tried_again_and_end_a_run_only_in_a_row(tmp_path: Path
     said: list[str] = []
     broken = Saver(tmp_path / "file" / "checkpoints", Retention(1))
     saving = Saving(broken, CheckpointConfig(every=100, max_failures=4), said.append)
-    tried = []
-    with pytest.raises(CheckpointError, match="4 saves in a row failed"):
+    tried: list[int] = []
+
+    def go_on() -> None:
         for step in range(100, 300):
             if saving.due(step):
                 tried.append(step)
                 saving.begin(step, lambda: of_value(1.0))
+
+    assert "4 saves in a row failed" in message(go_on)
     assert tried == [100, 101, 103, 107]
     assert len(said) == 4
     assert "step 100 was not saved (failure 1 of 4 in a row)" in said[0]
@@ -124,7 +139,9 @@ def flip(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_damaged_checkpoints_are_set_aside_and_the_newest_good_one_is_taken(tmp_path: Path, ranks: int) -> None:
+def test_damaged_checkpoints_are_set_aside_and_the_newest_good_one_is_taken(
+    tmp_path: Path, ranks: int
+) -> None:
     for step in range(1, 8):
         save_state(0, 1, tmp_path, step)
     folder = {step: tmp_path / f"step-{step:08}" for step in range(1, 8)}

@@ -47,8 +47,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, *arguments: str, module: tuple[str, ...] = ("deepseek_train.cli.train",)) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+def start(
+    folder: Path, *arguments: str, module: tuple[str, ...] = ("deepseek_train.cli.train",)
+) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", *module, *arguments],
         cwd=folder,
@@ -74,7 +80,11 @@ def steps(run: Path) -> list[dict[str, object]]:
 def tensor_files(run: Path) -> dict[str, object]:
     """Checksums of the newest checkpoint's tensor files."""
     newest = max((run / "checkpoints").iterdir())
-    return {k: v for k, v in json.loads((newest / "manifest.json").read_text())["files"].items() if "metadata" not in k}
+    return {
+        k: v
+        for k, v in json.loads((newest / "manifest.json").read_text())["files"].items()
+        if "metadata" not in k
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +93,9 @@ def whole(workplace: Path) -> Path:
     code, out, err = finish(start(workplace, *SMALL, "name=whole"))
     assert code == 0, err
     assert "4 ranks: PP 2 (dualpipe) x DP 2, EP 2" in out
-    assert "kernels: reference, but moe torch, attention torch, rope torch, optim torch; linears in FP32" in out
+    assert (
+        "kernels: reference, but moe torch, attention torch, rope torch, optim torch; linears in FP32" in out
+    )
     assert "validation after step 24" in out
     assert "sample: " in out
     return workplace / "runs" / "whole"

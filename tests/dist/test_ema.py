@@ -88,5 +88,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return small_configs(tmp_path_factory.mktemp("ema"), WORLD, {"": LAYOUT})[""]
 
 
-def test_averages_follow_the_masters_stand_in_for_them_and_are_restored(config: RunConfig, tmp_path: Path) -> None:
+def test_averages_follow_the_masters_stand_in_for_them_and_are_restored(
+    config: RunConfig, tmp_path: Path
+) -> None:
     run_ranks(averaged, WORLD, config, tmp_path)

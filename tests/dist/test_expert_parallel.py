@@ -202,7 +202,9 @@ def check_order(one: Scenario, rank: int, size: int, found: Result, where: str) 
     of_expert = [sum(e in ids for t in one.tokens_P for ids in t.ids_NK.tolist()) for e in here]
     assert found.arrivals.rows_E == tuple(of_expert), where
     arriving = sum(any(e in ids for e in here) for t in one.tokens_P for ids in t.ids_NK.tolist())
-    assert size == 1 or found.arrivals.num_rows == arriving, where  # a token once, however many experts it has here
+    assert size == 1 or found.arrivals.num_rows == arriving, (
+        where
+    )  # a token once, however many experts it has here
 
 
 @pytest.mark.parametrize("ranks", [r for r in SIZES if r.size > 2], ids=str)

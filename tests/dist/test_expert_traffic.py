@@ -1,5 +1,4 @@
-"""A training step over emulated nodes: the same losses whatever way tokens take, and what was sent for them, counted."""
-
+"""A training step over emulated nodes: the same losses whatever way tokens take; what was sent for them, counted."""
 
 import pytest
 import torch
@@ -22,7 +21,13 @@ RUNS = {
     "one node": EP4,
     "two hops": TWO_NODES,
     "flat": [*TWO_NODES, "parallel.dispatcher=flat"],
-    "one rank": ["parallel.pp=1", "parallel.dp=4", "parallel.ep=1", "train.eval_microbatches=2", "schedule=1f1b"],
+    "one rank": [
+        "parallel.pp=1",
+        "parallel.dp=4",
+        "parallel.ep=1",
+        "train.eval_microbatches=2",
+        "schedule=1f1b",
+    ],
     "bf16": [*TWO_NODES, *HALF],
     "fp8": [*TWO_NODES, *HALF, "precision.dispatch=fp8"],
 }

@@ -149,7 +149,8 @@ def in_its_own_words(fault: Fault) -> str:
     a = fault.struck
     halves = {x.kind for x in actions_of(fault.step) if x.microbatch == a.microbatch}
     kind = a.kind if a.kind in halves else Kind.BACKWARD
-    where = f"{Action(a.stage, kind, a.microbatch)} ({kind.name.lower()} of micro-batch {a.microbatch} in stage {a.stage})"
+    said = f"{kind.name.lower()} of micro-batch {a.microbatch} in stage {a.stage}"
+    where = f"{Action(a.stage, kind, a.microbatch)} ({said})"
     return f"pipeline rank {fault.rank}, {where}: ValueError: the stage broke"
 
 

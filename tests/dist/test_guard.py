@@ -192,7 +192,11 @@ def give_up(rank: int, _world_size: int, config: RunConfig, folder: Path, poison
 @pytest.mark.parametrize(
     ("first", "said", "what"),
     [
-        (3, "after 1 rollbacks to step 2; sequences [24, 40), [40, 56)", ["skipped"] * 2 + ["rolled back"] + ["skipped"] * 2),
+        (
+            3,
+            "after 1 rollbacks to step 2; sequences [24, 40), [40, 56)",
+            ["skipped"] * 2 + ["rolled back"] + ["skipped"] * 2,
+        ),
         (1, "and no checkpoint is from before them", ["skipped"] * 2),
     ],
 )  # fmt: skip

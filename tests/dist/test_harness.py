@@ -125,7 +125,12 @@ def test_ranks_with_the_same_story_share_one_entry() -> None:
 
 def surroundings(rank: int, world_size: int) -> tuple[bool, float, str | None, int]:
     fresh = torch.cat([torch.empty(4), torch.empty_like(torch.ones(4)), torch.ones(1).new_empty(4)])
-    return bool(fresh.isnan().all()), torch.rand(()).item(), os.environ.get("OF_THE_TEST"), torch.get_num_threads()
+    return (
+        bool(fresh.isnan().all()),
+        torch.rand(()).item(),
+        os.environ.get("OF_THE_TEST"),
+        torch.get_num_threads(),
+    )
 
 
 def test_ranks_have_poison_seed_environment_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

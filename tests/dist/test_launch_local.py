@@ -32,7 +32,9 @@ def command(*arguments: object) -> list[str]:
 def run(*arguments: object) -> tuple[int, str, float]:
     """Exit code, output and seconds of the launcher."""
     began = time.monotonic()
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     return done.returncode, done.stdout + done.stderr, time.monotonic() - began
 
 

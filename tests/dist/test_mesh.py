@@ -209,7 +209,9 @@ def talk_both_ways(rank: int, world_size: int) -> None:
             links.send(tensor, peer, KIND, window=MESSAGES)
             sent.append(tensor)
     for number in range(MESSAGES):
-        arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), peer, KIND) for peer in peers]
+        arriving = [
+            links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), peer, KIND) for peer in peers
+        ]
         for peer, one in reversed(list(zip(peers, arriving, strict=True))):
             assert torch.equal(one.wait(), message(peer, number)), (rank, peer, number)
     links.drain()
@@ -224,7 +226,9 @@ def test_links_carry_both_directions_in_order() -> None:
 def post_first(rank: int, world_size: int) -> None:
     """Receives are posted before anything is sent: what a window of 0 says."""
     links = links_of(rank, world_size)
-    arriving = [links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 1 - rank, KIND) for _ in range(3)]
+    arriving = [
+        links.receive((ELEMENTS,), torch.float32, torch.device("cpu"), 1 - rank, KIND) for _ in range(3)
+    ]
     dist.barrier()
     for number in range(3):
         links.send(message(rank, number), 1 - rank, KIND, window=0)

@@ -46,7 +46,10 @@ def trained(grid: OnGrid) -> Trace:
 def run_traced(rank: int, _world_size: int) -> Traced:
     grid = on_grid(CASE, rank, torch.float32)
     trace = trained(grid)
-    rows = {index: [name for phase in stage.phases for name in on_lanes(phase)] for index, stage in grid.stages.items()}
+    rows = {
+        index: [name for phase in stage.phases for name in on_lanes(phase)]
+        for index, stage in grid.stages.items()
+    }
     return Traced(grid.mesh.pp_rank, trace.spans, trace.phases, rows)
 
 

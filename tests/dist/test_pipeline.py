@@ -153,7 +153,9 @@ def expected(case: Case) -> Expected:
 def outcomes() -> dict[Case, tuple[list[RankSaw], Expected]]:
     """All cases, those of one number of ranks in one set of processes."""
     different = {same_model_and_data(case): case for case in CASES}
-    references = dict(zip(different, run_ranks(run_plain, 1, list(different.values()), timeout=500)[0], strict=True))
+    references = dict(
+        zip(different, run_ranks(run_plain, 1, list(different.values()), timeout=500)[0], strict=True)
+    )
     found: dict[Case, tuple[list[RankSaw], Expected]] = {}
     for cases in batches():
         world = cases[0].layout.world

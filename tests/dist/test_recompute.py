@@ -54,7 +54,8 @@ def run_case(case: Case, rank: int, counts: Counts) -> RankSaw:
         if action.kind is Kind.FORWARD
     )
     blocks = {
-        index: sum(2 if isinstance(block, DenseBlock) else 3 for block in stage.layers.values()) + 3 * len(stage.mtp)
+        index: sum(2 if isinstance(block, DenseBlock) else 3 for block in stage.layers.values())
+        + 3 * len(stage.mtp)
         for index, stage in grid.stages.items()
     }
     return RankSaw(
@@ -130,9 +131,7 @@ def test_what_is_forgotten_is_computed_once_more(
 
 def test_the_schedules_split_backwards_and_overlap_chunks() -> None:
     """Else the tests above would say little."""
-    steps = [
-        step for name in NAMES for row in make_schedule(name, 2, 4).steps_R for step in row
-    ]
+    steps = [step for name in NAMES for row in make_schedule(name, 2, 4).steps_R for step in row]
     assert any(isinstance(step, Pair) for step in steps)
     kinds = {action.kind for step in steps for action in actions_of(step)}
     assert kinds == set(Kind)

@@ -1,4 +1,4 @@
-"""Ranks meet by file, by torchrun's variables, or alone; when they do not, the message says who, where and what to do."""
+"""Ranks meet by file, by torchrun's variables, or alone; when they do not, it is said who, where and what to do."""
 
 import os
 import socket

@@ -17,7 +17,13 @@ from tests.dist.small_run import small_configs
 from tests.harness import run_ranks
 
 LAYOUTS = {
-    4: ["parallel.pp=2", "parallel.dp=2", "parallel.ep=2", "train.eval_microbatches=4", "train.check_replicas_every=2"],
+    4: [
+        "parallel.pp=2",
+        "parallel.dp=2",
+        "parallel.ep=2",
+        "train.eval_microbatches=4",
+        "train.check_replicas_every=2",
+    ],
     2: ["parallel.pp=2", "parallel.dp=1", "parallel.ep=1", "train.check_replicas_every=2"],
 }
 

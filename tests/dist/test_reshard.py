@@ -98,9 +98,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def configs(workplace: Path) -> dict[str, tuple[int, RunConfig]]:
     found = {}
     for world, layouts in LAYOUTS.items():
-        made = small_configs(
-            workplace, world, {name: [*values, *COMMON] for name, values in layouts.items()}
-        )
+        made = small_configs(workplace, world, {name: [*values, *COMMON] for name, values in layouts.items()})
         found |= {name: (world, config) for name, config in made.items()}
     return found
 

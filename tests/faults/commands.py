@@ -54,7 +54,11 @@ def write_text(folder: Path) -> None:
 def start(
     folder: Path, *arguments: str, module: tuple[str, ...] = FAULTY, **variables: str
 ) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", *module, *arguments],
         cwd=folder,

@@ -52,13 +52,17 @@ def test_killed_ranks_are_named_with_their_step(faulty: Done) -> None:
 
 
 def test_hangs_are_named_by_rank_condition_and_phase(faulty: Done, workplace: Path) -> None:
-    causes = re.findall(r"^The cause: rank (\d) \(pid \d+\) is (\w+).* at step (\d), ([^;,.]*)", faulty.err, re.MULTILINE)
+    causes = re.findall(
+        r"^The cause: rank (\d) \(pid \d+\) is (\w+).* at step (\d), ([^;,.]*)", faulty.err, re.MULTILINE
+    )
     assert causes == [
         ("0", "frozen", "4", "optimizer"),
         ("1", "frozen", "5", "forward and backward"),
         ("0", "stuck", "6", "saving"),
     ]
-    assert 'injector.py", line' in faulty.err  # where it held Python's lock: it was asked before it was killed
+    assert (
+        'injector.py", line' in faulty.err
+    )  # where it held Python's lock: it was asked before it was killed
     reports = {path.name: path.read_text() for path in (workplace / "runs" / "faulty" / "hangs").iterdir()}
     names = [(1, 4), (0, 5), (0, 6), (1, 6)]  # frozen ranks write none
     assert set(reports) == {f"rank-{rank:05}-step-{step:08}.txt" for rank, step in names}
