@@ -21,6 +21,7 @@ from deepseek_train.config.schema import DataConfig, RunConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
+from deepseek_train.monitor.streams import safe_streams
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.device import local_ranks, planned_device, visible_gpus
 from deepseek_train.train.expert_plan import node_problems
@@ -45,6 +46,11 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """The command; returns its exit code."""
+    with safe_streams():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0

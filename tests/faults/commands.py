@@ -30,7 +30,7 @@ SMALL = [
     "train.sample_prompt=''",
     "checkpoint.every=2",
 ]
-FAULTY = ("tests.faults.injector",)
+FAULTY = ("tests.faults",)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from deepseek_train.config.exit_codes import ExitCode
 from tests.faults.commands import SMALL, numbers, run, tensors
 
 
-def test_a_run_goes_on_from_the_newest_checkpoint_that_is_good(whole: Path, copied: Path, workplace: Path) -> None:
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_good(
+    whole: Path, copied: Path, workplace: Path
+) -> None:
     steps = {step: copied / "checkpoints" / f"step-{step:08}" for step in range(1, 10)}
     file = "rank-00001.safetensors"
     content = bytearray((steps[9] / file).read_bytes())

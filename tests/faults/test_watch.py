@@ -105,7 +105,7 @@ def test_torchrun_starts_again_and_a_dead_rank_is_named(workplace: Path) -> None
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", "-m")
     done = run(
         workplace,
-        "tests.faults.injector",
+        "tests.faults",
         *SMALL,
         "name=joined",
         module=torchrun,
@@ -123,4 +123,3 @@ def test_a_rank_with_other_code_is_named_before_anything_is_built(workplace: Pat
     assert done.code == ExitCode.USER_ERROR, done.err
     assert "code of deepseek_train: rank 1 has yesterdays, most have " in done.err
     assert not (workplace / "runs" / "odd").exists()
-
