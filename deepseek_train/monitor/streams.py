@@ -10,8 +10,8 @@ from typing import TextIO, cast
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Inside, what is printed where nobody reads it is lost, and that is all. Standard descriptors that are closed lead to
-    the null device from now on: the next file to be opened, a checkpoint say, would get their numbers and their text."""
+    """Inside, what is printed where nobody reads it is lost, and that is all. Standard descriptors that are closed lead
+    to the null device from now on: the next file to be opened, a checkpoint say, would get their numbers and text."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

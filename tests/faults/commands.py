@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def until(found: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Waits until something is there."""
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
 
 
 def run(folder: Path, *arguments: str, module: tuple[str, ...] = FAULTY, **variables: str) -> Done:

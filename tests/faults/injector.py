@@ -1,7 +1,7 @@
 """``deepseek-train`` with faults. ``FAULTS="kill forward 1 3; stop save 0 4"``: rank 1 kills itself in the forward pass
-of step 3, rank 0 stops when it first saves in or after step 4, and so on; once in a run's life (but for ``ALWAYS``), so
-not again when it comes back to that step. See ``STRIKES`` and ``PLACES``. ``SLOW=r``: the experts of rank r take their
-time. ``ODD=r``: rank r has other code. No report with its pictures is made, unless ``REPORT`` is set: it takes its time.
+of step 3, rank 0 stops when it first saves in or after step 4, and so on; once in a run's life (but for ``ALWAYS``),
+so not again when it comes back to that step. See ``STRIKES`` and ``PLACES``. ``SLOW=r``: the experts of rank r take
+their time. ``ODD=r``: rank r has other code. A report, whose pictures take their time, is made where ``REPORT`` is set.
 """
 
 import os

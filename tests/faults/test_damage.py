@@ -1,5 +1,5 @@
-"""Checkpoints damaged between two sessions: each is named and set aside, the newest good one is gone on from, to the same
-bits; where none is good nothing is trained.
+"""Checkpoints damaged between two sessions: each is named and set aside, the newest good one is gone on from, to the
+same bits; where none is good nothing is trained.
 """
 
 from pathlib import Path
