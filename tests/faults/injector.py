@@ -23,6 +23,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "optimizer": (Zero1, "reduce"),
     # A save, from its beginning to the end:
     "save": (saving.Saving, "begin"),
+    "begin": (saver.Saver, "begin"),  # the save before is over
     "files": (saver, "write_tensor_file"),  # behind the steps
     "index": (saver, "write_synced"),  # this and what follows: rank 0
     "manifest": (folders, "write_manifest"),

@@ -99,7 +99,8 @@ def writable(_job: Job) -> None:
 def remount(how: str) -> None:
     """The last of ``DISKS``."""
     last = os.environ["DISKS"].rpartition(",")[2]
-    subprocess.run(["mount", "-o", f"remount,{how}", last], check=True)
+    while subprocess.run(["mount", "-o", f"remount,{how}", last], check=False).returncode:
+        time.sleep(0.1)  # an old checkpoint is being deleted
 
 
 ALL = kill, stop, hog, sleep, ask, wait, nan, flip, clock, memory, fill, empty, readonly, writable
