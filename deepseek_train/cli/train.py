@@ -15,6 +15,7 @@ from pathlib import Path
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.cli.launch_local import launch
 from deepseek_train.cli.local_rank import call
+from deepseek_train.cli.orphan import leave_after, torchrun_vanishes
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.parse import ConfigError, Problem
 from deepseek_train.config.schema import DataConfig, RunConfig
@@ -80,6 +81,8 @@ def _run(argv: list[str]) -> int:
         ):  # once on every node: what is wrong may be wrong only there
             print(error, file=sys.stderr)
         return ExitCode.USER_ERROR
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        leave_after(torchrun_vanishes)
     if under_torchrun or layout.world == 1:
         return call(f"{RANK}:rank_main", argv)
     return launch(

@@ -12,11 +12,12 @@ _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "Cannot allocate mem
 
 def out_of_memory(error: BaseException) -> str | None:
     """The allocator's own words where ``error``, or what caused it, is that there is no memory; else None."""
-    for cause in causes(error):
+    found = None
+    for cause in causes(error):  # the last one that says so has the plainest words
         none_left = isinstance(cause, MemoryError | torch.OutOfMemoryError)
         if none_left or any(word in str(cause) for word in _NO_MEMORY):
-            return str(cause).partition("\n")[0] or type(cause).__name__
-    return None
+            found = str(cause).partition("\n")[0] or type(cause).__name__
+    return found
 
 
 def memory_report(config: RunConfig, rank: int, place: str, words: str) -> str:

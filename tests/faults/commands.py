@@ -70,7 +70,7 @@ def start(
     )
 
 
-def until(found: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(found: Callable[[], bool], seconds: float = 150.0) -> None:
     """Waits until something is there."""
     deadline = time.monotonic() + seconds
     while not found():

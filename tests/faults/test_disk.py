@@ -37,7 +37,13 @@ def disks(whole: Path, workplace: Path) -> Iterator[Path]:
 
 @pytest.mark.slow_faults
 def test_a_run_outlives_its_disks(disks: Path, whole: Path) -> None:
-    arguments = [*SMALL, "name=disks", f"run_dir={DISKS[0]}/disks", f"checkpoint.path={DISKS[1]}", "checkpoint.keep=1"]
+    arguments = [
+        *SMALL,
+        "name=disks",
+        f"run_dir={DISKS[0]}/disks",
+        f"checkpoint.path={DISKS[1]}",
+        "checkpoint.keep=1",
+    ]
     faults, names = "fill begin 0 4; empty begin 0 6; readonly begin 0 8", ",".join(DISKS)
     stopped = run(disks, *arguments, "checkpoint.max_failures=4", FAULTS=faults, DISKS=names)
     failures = re.findall(r"WARNING: step (\d) was not saved \(failure (\d) of 4 in a row\)", stopped.out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_train.config.exit_codes import ExitCode
-from tests.faults.commands import SMALL, Done, numbers, run, start, tensors, until
+from tests.faults.commands import FAULTY, SMALL, Done, numbers, run, start, tensors, until
 
 NAME = "sessions"
 RUN = [*SMALL, f"name={NAME}"]
@@ -18,15 +18,20 @@ RUN = [*SMALL, f"name={NAME}"]
 class Waiting:
     """A session that waits in ``step`` of rank 0, having said its first line, which was the last that anybody read."""
 
-    def __init__(self, folder: Path, step: int, *arguments: str, **variables: str) -> None:
+    def __init__(
+        self, folder: Path, step: int, *arguments: str, module: tuple[str, ...] = FAULTY, **variables: str
+    ) -> None:
         faults = f"clock forward 0 2; wait forward 0 {step}"
-        self.folder, self.began = folder, time.monotonic()
-        self.process = start(folder, *RUN, *arguments, FAULTS=faults, TZ="Asia/Tokyo", **variables)
+        self.folder = folder
+        self.process = start(
+            folder, *arguments, *RUN, module=module, FAULTS=faults, TZ="Asia/Tokyo", **variables
+        )
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline()
         self.process.stdout.close()
-        until((folder / f"struck-{NAME}-wait-forward-{step}").exists)
-        self.seconds = time.monotonic() - self.began
+        mark = folder / f"struck-{NAME}-wait-forward-{step}"
+        until(lambda: mark.exists() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.end()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -81,9 +86,26 @@ def test_the_run_told_to_stop_has_saved(folder: Path) -> None:
     assert not (folder / "runs" / f"{NAME}.lock").exists()
 
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+
+
+@pytest.mark.slow_faults
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGKILL, 6)])
+def test_torchrun_told_to_stop_or_killed(folder: Path, number: int, step: int) -> None:
+    """Its ranks save and leave."""
+    session = Waiting(folder, step, "tests.faults", module=TORCHRUN, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    session.signal(number)
+    time.sleep(1.5)  # ranks look for torchrun once a second
+    session.go()
+    _, err = session.end()
+    assert not (folder / "runs" / f"{NAME}.lock").exists()
+    assert (folder / "runs" / NAME / "outcome").read_text() == f"stopped after step {step}\n", err
+
+
 @pytest.mark.usefixtures("refused")
 def test_told_twice_it_ends_now(folder: Path) -> None:
-    session = Waiting(folder, 6)
+    session = Waiting(folder, 7)
     session.signal(signal.SIGTERM)
     assert session.process.poll() is None
     began = time.monotonic()
@@ -96,18 +118,18 @@ def test_told_twice_it_ends_now(folder: Path) -> None:
 
 @pytest.mark.usefixtures("refused")
 def test_without_their_launcher_the_ranks_save_and_leave(folder: Path) -> None:
-    session = Waiting(folder, 7)
+    session = Waiting(folder, 8)
     session.signal(signal.SIGKILL)
     session.go()
     session.end()
     assert not (folder / "runs" / f"{NAME}.lock").exists()
-    assert (folder / "runs" / NAME / "outcome").read_text() == "stopped after step 7\n"
+    assert (folder / "runs" / NAME / "outcome").read_text() == "stopped after step 8\n"
 
 
 @pytest.mark.usefixtures("refused")
 def test_the_run_ends_in_the_bits_of_one_that_nothing_befell(folder: Path, whole: Path) -> None:
     done = run(folder, *RUN)
     assert done.code == 0, done.err
-    assert "after step 7" in done.out
+    assert "after step 8" in done.out
     assert numbers(whole.with_name(NAME)) == numbers(whole)
     assert tensors(whole.with_name(NAME)) == tensors(whole)

@@ -13,12 +13,14 @@ PERSISTENT = [*SMALL, "cluster.max_restarts=9"]
 
 
 def test_a_rank_without_memory_says_so_and_goes_on(whole: Path, workplace: Path) -> None:
-    done = run(workplace, *SMALL, "name=memory", FAULTS="memory forward 1 5")
+    done = run(workplace, *PERSISTENT, "name=memory", FAULTS="memory forward 1 5")
     assert done.code == 0, done.err
     said = "rank 1 is out of memory at step 5, forward and backward"
     assert len([line for line in done.err.splitlines() if line.startswith(said)]) == 1
     assert "can't allocate memory" in done.err
-    assert re.search(r"at most \S+ MiB resident so far; micro-batches of 1 x 16 tokens, recomputed: ", done.err)
+    assert re.search(
+        r"at most \S+ MiB resident so far; micro-batches of 1 x 16 tokens, recomputed: ", done.err
+    )
     assert "more in train.recompute" in done.err
     assert f"[rank 1] left with exit code {ExitCode.OUT_OF_MEMORY}" in done.err
     assert "starting the ranks again (1 of " in done.err
@@ -53,7 +55,7 @@ def test_killed_saves_cost_nothing_that_was_saved_before(whole: Path, workplace:
 @pytest.mark.slow_faults
 def test_a_flipped_bit_sends_the_run_back(whole: Path, workplace: Path) -> None:
     """The stage's mirror on the other rank has the right one."""
-    watched = [*SMALL, "name=flipped", "train.check_replicas_every=1"]
+    watched = [*PERSISTENT, "name=flipped", "train.check_replicas_every=1"]
     done = run(workplace, *watched, FAULTS="flip forward 1 5")
     assert done.code == 0, done.err
     assert "step 5: ranks that must hold the same bits do not." in done.err
@@ -82,7 +84,7 @@ def test_a_nan_is_skipped_by_all_ranks_and_killed_ranks_skip_it_again(
     assert [(event.step, event.what) for event in read_events(folder)] == [(3, "skipped")]
     assert numbers(folder)[:2] == numbers(whole)[:2]
     assert tensors(folder) != tensors(whole)
-    again = run(workplace, *SMALL, "name=again", FAULTS="nan optimizer 1 3; kill optimizer 0 4")
+    again = run(workplace, *PERSISTENT, "name=again", FAULTS="nan optimizer 1 3; kill optimizer 0 4")
     assert again.code == 0, again.err
     assert "rank 0 lost at step 4, optimizer" in again.err
     assert len(read_events(whole.with_name("again"))) == 2  # it was skipped twice
@@ -94,7 +96,7 @@ def test_a_nan_is_skipped_by_all_ranks_and_killed_ranks_skip_it_again(
 def test_nothing_but_nan_stops_the_run(poisoned: tuple[Path, Done], workplace: Path) -> None:
     faults = ";".join(f"nan optimizer 1 {step}" for step in range(4, 10))
     strict = ["train.guard.max_skips=2", "train.guard.max_rollbacks=1"]
-    done = run(workplace, *SMALL, "name=hopeless", *strict, FAULTS=faults)
+    done = run(workplace, *PERSISTENT, "name=hopeless", *strict, FAULTS=faults)
     assert done.code == ExitCode.GIVEN_UP
     assert "the guard stops the run at step " in done.err
     assert "sequences [" in done.err
