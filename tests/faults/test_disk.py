@@ -1,5 +1,5 @@
-"""Disks that fill up and turn read-only under a run: it goes on, says so, saves when there is room again, and stops with
-what it had saved when it never comes. The disks are small tmpfs, so root is needed.
+"""Disks that fill up and turn read-only under a run: it goes on, says so, saves when there is room again, and stops
+with what it had saved when it never comes. The disks are small tmpfs, so root is needed.
 """
 
 import re

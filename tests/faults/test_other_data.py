@@ -1,6 +1,4 @@
-"""A run is gone on with, with data or a tokenizer that are not its own: refused with both hashes, unless that is asked for;
-then it is written down.
-"""
+"""A run with data that are not its own: refused with both hashes, unless that is asked for; then it is written down."""
 
 import json
 import shutil

@@ -1,5 +1,5 @@
-"""One run in many sessions, none of which ends as it began: nobody reads its output, wandb is silent, the clock jumps, a
-second run comes into its folder, it is told to stop once and twice, its launcher is killed. The bits are the same.
+"""One run in many sessions, none of which ends as it began: nobody reads its output, wandb is silent, the clock jumps,
+a second run comes into its folder, it is told to stop once and twice, its launcher is killed. The bits are the same.
 """
 
 import signal
