@@ -14,7 +14,10 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from deepseek_train.checkpoint import Piece, Retention, Saver, Snapshot, load
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.saver import Saver
+from deepseek_train.checkpoint.store import load
 
 
 @dataclass(frozen=True)

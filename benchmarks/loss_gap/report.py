@@ -39,9 +39,10 @@ which V3's authors saw a model of 16B parameters diverge (V3 report, appendix B.
 """
 _GRADIENTS = """## One step's gradients
 
-Of all weights together, against FP32 at the same weights on the same batches, half-way through a short BF16 run.
-Error: length of the difference; length: of the gradient itself. *Exact sums*: FP8 with tiles added up in FP32
-throughout.
+Of all weights together, against FP32 at the same weights on the same batches, half-way through a short BF16 run;
+medians over batches. At other weights it is another figure: where attention has become sharp, several times as much
+(docs/log.md, "why one step's gradients are 17% off"). Error: length of the difference; length: of the gradient itself.
+*Exact sums*: FP8 with tiles added up in FP32 throughout.
 """
 
 
@@ -151,8 +152,8 @@ def report(
             parts += [_table(some), _without(some) if short else _verdict(some, along_S)]
     parts += ["![Losses and gaps](fp8_loss_gap.png)"]
     if errors:
-        lines = [(e.name, f"{e.error:.2%}", f"{e.length:.3f}") for e in errors]
-        parts += [_GRADIENTS, markdown.table(("precision", "error", "length"), lines)]
+        lines = [(e.name, f"{e.error:.2%}", f"{e.worst:.2%}", f"{e.length:.3f}") for e in errors]
+        parts += [_GRADIENTS, markdown.table(("precision", "error", "worst batch", "length"), lines)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 

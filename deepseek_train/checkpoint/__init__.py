@@ -1,19 +1,5 @@
-"""Checkpoints: ``Saver`` or ``save``, ``newest_good``, ``load``. All or nothing, verified, and free of any layout."""
+"""Checkpoints: all or nothing, verified, and free of any layout.
 
-from deepseek_train.checkpoint.agree import CheckpointError
-from deepseek_train.checkpoint.pieces import Piece, Snapshot
-from deepseek_train.checkpoint.retention import Retention
-from deepseek_train.checkpoint.saver import Saver
-from deepseek_train.checkpoint.store import load, newest, newest_good, save
-
-__all__ = [
-    "CheckpointError",
-    "Piece",
-    "Retention",
-    "Saver",
-    "Snapshot",
-    "load",
-    "newest",
-    "newest_good",
-    "save",
-]
+``saver`` saves behind a run, ``store`` at once, finds and loads; ``stored`` reads without ranks. What only looks at
+folders and manifests (``folders``, ``retention``) needs no torch.
+"""

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from deepseek_train.checkpoint.errors import CheckpointError
+
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read: what, where, what was expected. The same on every rank."""
 
 
 def own_rank() -> int:

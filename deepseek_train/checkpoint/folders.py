@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
 
@@ -84,6 +84,27 @@ def committed(root: Place) -> list[Found]:
             continue
         found.append(Found(path, manifest.step, manifest.facts))
     return sorted(found, key=lambda one: (one.step, not one.stands_in), reverse=True)
+
+
+def newest(root: Place, step: int | None = None) -> Place | None:
+    """The folder of the latest step (of ``step`` at most) with a valid manifest; None where there is none. Its files
+    were not looked at."""
+    return next((found.path for found in committed(root) if step is None or found.step <= step), None)
+
+
+def find_checkpoint(path: Place) -> Place:
+    """``path`` itself if it is a checkpoint, else the newest in it, or in its folder ``checkpoints``, as runs have it.
+    Raises CheckpointError where there is none."""
+    if (path / NAME).is_file():
+        return path
+    for root in (path / CHECKPOINTS, path):
+        found = newest(root) if root.is_dir() else None
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{path} holds no weights: neither config.json (a Hugging Face folder), nor {NAME} (a checkpoint), "
+        f"nor checkpoints of a run in {CHECKPOINTS}/"
+    )
 
 
 def found_at(path: Place) -> list[Found]:

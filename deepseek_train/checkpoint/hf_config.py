@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.config.check import model_problems
 from deepseek_train.config.parse import ConfigError, Problem, parse
 from deepseek_train.config.schema import ModelConfig, YarnConfig

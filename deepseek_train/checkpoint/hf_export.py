@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.hf_config import to_hf, unsaid
 from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX
 from deepseek_train.checkpoint.hf_fp8 import SCALE, quantise, scale_shape

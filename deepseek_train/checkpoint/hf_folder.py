@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.hf_config import from_hf
 from deepseek_train.checkpoint.hf_fp8 import SCALE, dequantise, scale_shape
 from deepseek_train.config.schema import ModelConfig

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
 from deepseek_train.checkpoint.alone import FILE_BYTES, Planned, write_alone
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.hf_folder import HfFolder
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.weight_source import checkpoint_names

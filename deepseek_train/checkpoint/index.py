@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.manifest import FileRecord
 from deepseek_train.config.untrusted import is_count
 

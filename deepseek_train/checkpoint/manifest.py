@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.places import Place, fsync_folder, write_synced
 from deepseek_train.config.untrusted import is_count, is_plain_name
 

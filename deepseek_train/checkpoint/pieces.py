@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 from torch import Tensor, uint8
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 
 
 @dataclass(frozen=True)

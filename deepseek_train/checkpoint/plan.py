@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.index import Chunk, StoredTensor
 from deepseek_train.checkpoint.pieces import Snapshot
 from deepseek_train.checkpoint.tensor_file import Part, layout_of, parts_at

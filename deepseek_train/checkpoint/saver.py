@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from deepseek_train.checkpoint import index
-from deepseek_train.checkpoint.agree import CheckpointError, on_first, own_rank, together
+from deepseek_train.checkpoint.agree import on_first, own_rank, together
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import commit, new_draft
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, record_of
 from deepseek_train.checkpoint.pieces import Snapshot, Summary, check_agreement

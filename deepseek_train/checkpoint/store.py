@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 from deepseek_train.checkpoint import index
-from deepseek_train.checkpoint.agree import CheckpointError, on_first, own_rank, together, world_size
-from deepseek_train.checkpoint.folders import committed, set_aside, without_manifest
+from deepseek_train.checkpoint.agree import on_first, own_rank, together, world_size
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import newest, set_aside, without_manifest
 from deepseek_train.checkpoint.index import StoredTensor
 from deepseek_train.checkpoint.manifest import Manifest, read_manifest, verify
 from deepseek_train.checkpoint.pieces import Piece, Snapshot
@@ -33,12 +34,6 @@ def save(root: Place, step: int, snapshot: Snapshot, *, keep: int) -> Place:
     final = saver.finish()
     together(saver.close, lambda nothings: nothings)
     return final
-
-
-def newest(root: Place, step: int | None = None) -> Place | None:
-    """The folder of the latest step (of ``step`` at most) with a valid manifest; None where there is none. Its files
-    were not looked at."""
-    return next((found.path for found in committed(root) if step is None or found.step <= step), None)
 
 
 def newest_good(root: Place, step: int | None = None) -> Place | None:

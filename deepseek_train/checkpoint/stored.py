@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.index import StoredTensor
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import check_files, read_index

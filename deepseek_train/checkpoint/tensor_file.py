@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.index import NAMES
 from deepseek_train.checkpoint.manifest import FileRecord
 from deepseek_train.checkpoint.places import Place

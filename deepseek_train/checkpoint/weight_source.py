@@ -5,12 +5,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
-from deepseek_train.checkpoint.folders import CHECKPOINTS
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import find_checkpoint
 from deepseek_train.checkpoint.hf_folder import CONFIG, HfFolder
-from deepseek_train.checkpoint.manifest import NAME as MANIFEST
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.checkpoint.store import newest
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.config.parse import ConfigError, parse
 from deepseek_train.config.schema import ModelConfig
@@ -91,18 +89,3 @@ def open_weights(path: Place, kind: str = "master") -> WeightSource:
             )
         return HfFolder.open(path)
     return CheckpointWeights(StoredCheckpoint.open(find_checkpoint(path)), kind)
-
-
-def find_checkpoint(path: Place) -> Place:
-    """``path`` itself if it is a checkpoint, else the newest in it, or in its folder ``checkpoints``, as runs have it.
-    Raises CheckpointError where there is none."""
-    if (path / MANIFEST).is_file():
-        return path
-    for root in (path / CHECKPOINTS, path):
-        found = newest(root) if root.is_dir() else None
-        if found is not None:
-            return found
-    raise CheckpointError(
-        f"{path} holds no weights: neither {CONFIG} (a Hugging Face folder), nor {MANIFEST} (a checkpoint), "
-        f"nor checkpoints of a run in {CHECKPOINTS}/"
-    )

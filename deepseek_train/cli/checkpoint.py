@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from rich.progress import Progress
 from upath import UPath
 
-from deepseek_train.checkpoint import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
 from deepseek_train.checkpoint.folders import CHECKPOINTS, Found, committed, found_at, set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify

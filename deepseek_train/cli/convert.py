@@ -39,7 +39,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from upath import UPath
 
 from deepseek_kernels.formats import TILE
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.checkpoint.hf_config import context_length
 from deepseek_train.checkpoint.hf_export import HfType, export, export_bytes

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deepseek_train.checkpoint import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.generate_request import understand
 from deepseek_train.cli.key_value import UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from upath import UPath
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import CHECKPOINTS, committed
 from deepseek_train.checkpoint.hf_folder import CONFIG
 from deepseek_train.checkpoint.manifest import NAME as MANIFEST_FILE

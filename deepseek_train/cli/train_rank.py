@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from deepseek_train.checkpoint import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.schema import RunConfig

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from upath import UPath
 
-from deepseek_train.checkpoint import CheckpointError, newest_good
-from deepseek_train.checkpoint.folders import set_aside_in
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import find_checkpoint, set_aside_in
 from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.store import newest_good
 from deepseek_train.train.build import Job
 from deepseek_train.train.state import Progress, load_checkpoint, load_weights, other_data
 
@@ -52,6 +53,6 @@ def begin(job: Job, root: Place) -> Begun:
             f"or start afresh with resume=never."
         )
     if config.init_from is not None:
-        load_weights(job, UPath(config.init_from))
+        load_weights(job, find_checkpoint(UPath(config.init_from)))
         return Begun(Progress(), None, f"weights of {config.init_from}, a new optimizer")
     return Begun(Progress(), None, "")

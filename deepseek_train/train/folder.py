@@ -1,5 +1,6 @@
 """The run folder: what lies where, and starting afresh without losing the old run."""
 
+import json
 import shutil
 import time
 from dataclasses import asdict
@@ -46,6 +47,11 @@ def note_outcome(folder: Path, *, complete: bool, step: int) -> None:
     """For whoever starts runs again: both ways of ending leave with exit code 0."""
     word = "complete" if complete else "stopped"
     (folder / OUTCOME_FILE).write_text(f"{word} after step {step}\n", encoding="utf-8")
+
+
+def as_json(config: Any) -> Any:
+    """A configuration as JSON gives it back: tuples are lists."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def _lists(value: Any) -> Any:

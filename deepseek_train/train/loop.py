@@ -10,7 +10,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from deepseek_train.checkpoint import Retention, Saver
+from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.saver import Saver
 from deepseek_train.data.tokenizer import load_tokenizer
 from deepseek_train.monitor.events import Event
 from deepseek_train.monitor.metrics import StepMetrics

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
+from upath import UPath
 
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import find_checkpoint
+from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.config.check import check, of_fallback
 from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
@@ -22,7 +26,7 @@ from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
-from deepseek_train.train.folder import CONFIG_FILE, checkpoints_of, config_yaml
+from deepseek_train.train.folder import CONFIG_FILE, as_json, checkpoints_of, config_yaml
 from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
@@ -45,6 +49,7 @@ def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
         *kernel_problems(chosen, planned_device(config.cluster.device, layout)),
         *_again(config),
         *_folder(chosen),
+        *_init_from(chosen),
         *data_problems(chosen, layout),
     ]
 
@@ -176,6 +181,33 @@ def _difference(before: Any, now: Any) -> str:
         keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         return ", ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in keys[:4])
     return f"was {before}, is {now}"
+
+
+def _init_from(config: RunConfig) -> list[Problem]:
+    """Whether the weights that a new run is to begin with are there, and of its model."""
+    if config.init_from is None:
+        return []
+    mend = "Name a checkpoint, or a run or a folder of deepseek-convert that has one."
+    try:
+        path = find_checkpoint(UPath(config.init_from))
+        theirs = read_manifest(path).facts.get("model")
+    except CheckpointError as error:
+        return [Problem("init_from", str(error), mend)]
+    ours = as_json(config.model)
+    if not isinstance(theirs, dict):
+        return [Problem("init_from", f"{path} does not say of which model it is", mend)]
+    shape = ours.keys() - {
+        "name",
+        "init_std",
+        "embed_init_std",
+        "rope_theta",
+        "yarn",
+    }  # which may be others now
+    pairs = {key: theirs.get(key) for key in shape}, {key: ours[key] for key in shape}
+    if pairs[0] == pairs[1]:
+        return []
+    what = f"the model of {path} is another one ({_difference(*pairs)})"
+    return [Problem("init_from", what, "Use the same sizes: model=..., or its config.yaml's.")]
 
 
 def data_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:

@@ -5,7 +5,9 @@ stop only when it has failed many times in a row.
 import time
 from collections.abc import Callable
 
-from deepseek_train.checkpoint import CheckpointError, Saver, Snapshot
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.pieces import Snapshot
+from deepseek_train.checkpoint.saver import Saver
 from deepseek_train.config.schema import CheckpointConfig
 
 _INSIST_SECONDS = (1.0, 4.0, 15.0)  # between attempts of a save that nothing comes after

@@ -1,19 +1,19 @@
 """What changes while a run trains, and its form as a checkpoint."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
 
-from deepseek_train.checkpoint import Piece, Snapshot, load
 from deepseek_train.checkpoint.agree import on_first
 from deepseek_train.checkpoint.manifest import read_manifest
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.checkpoint.store import read_index
+from deepseek_train.checkpoint.store import load, read_index
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.loader import Cursor
 from deepseek_train.train.build import Job
+from deepseek_train.train.folder import as_json
 from deepseek_train.train.guard import GuardState
 
 
@@ -131,11 +131,6 @@ def load_weights(job: Job, path: Place) -> None:
     job.weights_changed()
     if job.ema is not None:
         job.ema.restart()
-
-
-def as_json(config: Any) -> Any:
-    """A configuration as JSON gives it back: tuples are lists."""
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _cursor(job: Job, saved: dict[str, Any]) -> Cursor:

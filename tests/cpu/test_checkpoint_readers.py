@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from deepseek_train.checkpoint import CheckpointError, Retention, index
+from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.alone import Planned, write_alone
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
 from deepseek_train.checkpoint.folders import Found
 from deepseek_train.checkpoint.index import DTYPES, StoredTensor
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.plan import Offer, plan_save
+from deepseek_train.checkpoint.retention import Retention
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.checkpoint.tensor_file import Part, layout_of
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import find_checkpoint
 from deepseek_train.checkpoint.stored import StoredCheckpoint
-from deepseek_train.checkpoint.weight_source import find_checkpoint, open_weights
+from deepseek_train.checkpoint.weight_source import open_weights
 from deepseek_train.cli.convert import main
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.data.tokenizer import BUILTIN_TOKENIZER, load_tokenizer

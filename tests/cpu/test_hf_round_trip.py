@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.hf_export import HfType, export, export_bytes
 from deepseek_train.checkpoint.hf_folder import INDEX, HfFolder
 from deepseek_train.checkpoint.hf_fp8 import SCALE, dequantise, quantise

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deepseek_train.checkpoint.agree import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.hf_config import FP8, from_hf, to_hf
 from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX, ONE_FILE, HfFolder
 from deepseek_train.checkpoint.hf_import import import_hf

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint import CheckpointError, Piece, Snapshot, load, save
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.store import load, save
 
 LENGTHS = {"master/layers.3.experts.gate_up": 301, "moment/embed": 64, "seen": 17, "tiny": 1}
 DTYPES = {

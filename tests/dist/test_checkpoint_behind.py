@@ -11,16 +11,12 @@ import pytest
 import torch
 from upath import UPath
 
-from deepseek_train.checkpoint import (
-    Piece,
-    Retention,
-    Saver,
-    Snapshot,
-    load,
-    newest,
-    newest_good,
-)
 from deepseek_train.checkpoint import saver as saver_module
+from deepseek_train.checkpoint.folders import newest
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.saver import Saver
+from deepseek_train.checkpoint.store import load, newest_good
 from deepseek_train.config.schema import CheckpointConfig
 from deepseek_train.train.saving import Saving
 from tests.dist.checkpoint_states import FACTS, load_state, message, names, save_state, snapshot

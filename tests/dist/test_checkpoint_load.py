@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from deepseek_train.checkpoint import Piece, Snapshot, load, newest, save
+from deepseek_train.checkpoint.folders import newest
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.store import load, save
 from tests.dist.checkpoint_states import (
     FACTS,
     LENGTHS,

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from deepseek_train.checkpoint import Piece, Snapshot, folders, newest, save
+from deepseek_train.checkpoint import folders
+from deepseek_train.checkpoint.folders import newest
+from deepseek_train.checkpoint.pieces import Piece, Snapshot
+from deepseek_train.checkpoint.store import save
 from tests.dist.checkpoint_states import load_state, message, names, ones, save_state
 from tests.harness import RanksFailed, run_ranks
 

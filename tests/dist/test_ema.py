@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint import Snapshot, save
+from deepseek_train.checkpoint.pieces import Snapshot
+from deepseek_train.checkpoint.store import save
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.averaged import averaged_weights

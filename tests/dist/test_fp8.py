@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint import save
+from deepseek_train.checkpoint.store import save
 from deepseek_train.config.schema import Fp8Config, RunConfig
 from deepseek_train.parallel.expert.dispatcher import flat
 from deepseek_train.parallel.expert.journey import UNCHANGED, WireFormats

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_train.checkpoint import save
+from deepseek_train.checkpoint.store import save
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place

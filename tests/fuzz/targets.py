@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import xxhash
 
-from deepseek_train.checkpoint import CheckpointError, index
+from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.alone import Planned, write_alone
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.manifest import FileRecord, read_manifest
 from deepseek_train.data import manifest as data_manifest
 from deepseek_train.data.errors import DataError
