@@ -10,7 +10,7 @@ from deepseek_train.checkpoint.folders import find_checkpoint, set_aside_in
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import newest_good
 from deepseek_train.train.build import Job
-from deepseek_train.train.state import Progress, load_checkpoint, load_weights
+from deepseek_train.train.state import Progress, load_checkpoint, load_weights, other_data
 
 
 class NoGoodCheckpoint(CheckpointError):
@@ -22,6 +22,7 @@ class Begun:
     progress: Progress
     wandb_id: str | None
     how: str  # for the user; empty: from the start
+    other_data: str | None = None  # what is other about the data from now on (data.allow_change)
 
 
 def begin(job: Job, root: Place) -> Begun:
@@ -40,7 +41,8 @@ def begin(job: Job, root: Place) -> Begun:
                 f"{root} holds checkpoints, and resume=never begins a new run: give it another checkpoint.path"
             )
         progress, wandb_id = load_checkpoint(job, path)
-        return Begun(progress, wandb_id, f"resumed from {path} after step {progress.step}")
+        how = f"resumed from {path} after step {progress.step}"
+        return Begun(progress, wandb_id, how, other_data(job, path))
     bad = [str(one) for one in set_aside_in(root)] if dist.get_rank() == 0 else []
     told = [bad]
     dist.broadcast_object_list(told, src=0)

@@ -59,6 +59,8 @@ def train(job: Job, folder: Path) -> None:
     progress = begun.progress
     observer = open_observer(config, job.layout, job.place.rank, folder, progress, begun.wandb_id)
     observer.say(begun.how)
+    if begun.other_data is not None:
+        observer.event(Event(progress.step, "other data", begun.other_data))
     if progress.tokens >= config.train.total_tokens:
         observer.monitor.close()
         observer.say(
@@ -113,10 +115,13 @@ def train(job: Job, folder: Path) -> None:
                 saving.begin(progress.step, content)
     saving.close()
     job.where.phase("sample and report", long=True)
-    if job.place.rank == 0:
-        note_outcome(folder, complete=finished, step=progress.step)
     sample = _sample(job, observer) if finished else None
-    observer.report(progress, timeline, sample)
+    if job.place.rank == 0:
+        try:
+            note_outcome(folder, complete=finished, step=progress.step)
+            observer.report(progress, timeline, sample)
+        except OSError as error:  # all that matters is saved
+            observer.say(f"WARNING: how the run ended could not be written in {folder}: {error}")
     if stopping:
         again = "the same command" + (", without resume=never," if config.resume == "never" else "")
         observer.say(f"stopped after step {progress.step}; {again} goes on from there")

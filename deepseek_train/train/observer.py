@@ -44,7 +44,10 @@ class Observer:
         """Adds to events.jsonl, and says so where it is no step's own line."""
         if not self.speaks:
             return
-        record_event(self.folder, event)
+        try:
+            record_event(self.folder, event)
+        except OSError as error:
+            self.say(f"WARNING: {error}; only here it is told:")
         if event.what != "skipped":
             print(f"!!! step {event.step}, {event.what}: {event.why}", flush=True)
 

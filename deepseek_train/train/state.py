@@ -109,6 +109,17 @@ def load_checkpoint(job: Job, path: Place) -> tuple[Progress, str | None]:
     return progress, facts["wandb_id"]
 
 
+def other_data(job: Job, path: Place) -> str | None:
+    """What differs between the data of a checkpoint and the job's, where the job may go on with other ones; None where
+    nothing does (collective)."""
+    saved = on_first(lambda: read_manifest(path).facts["cursor"])
+    try:
+        Cursor.from_dict(saved, job.train_source.identity)
+    except DataError as error:
+        return error.what
+    return None
+
+
 def load_weights(job: Job, path: Place) -> None:
     """Begins with the weights and balance biases of a checkpoint, of another run or made by ``deepseek-convert``
     (collective). Raises CheckpointError."""
