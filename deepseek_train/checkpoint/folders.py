@@ -1,7 +1,7 @@
 """The folder of checkpoints: drafts, commits, which there are, which are set aside. Rank 0's business alone.
 
 ``step-00000100`` is a checkpoint when its manifest is valid. On a local disk ``step-00000100.tmp-*`` is a draft, or
-what a killed save or deletion left: it counts for nothing and goes with the next save; ``step-00000100.replaced``
+what a killed save or deletion left: it counts for nothing and goes with the next one; ``step-00000100.replaced``
 stands in for the moment in which a checkpoint of the same step takes its place. ``step-00000100.bad`` was found
 damaged. On an object store, where nothing is renamed, a folder without a manifest is a draft.
 """
@@ -20,7 +20,8 @@ from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder,
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's own, in the run folder
 COMMITTED = re.compile(r"step-(\d{1,18})(\.replaced)?")
-_DRAFT = re.compile(r"step-\d+\.tmp-.*")
+RETIRED = "tmp-retired"  # what is being deleted, or was when its run was killed
+_DRAFT = re.compile(rf"step-\d+\.(?!{RETIRED})tmp-.*")
 log = logging.getLogger(__name__)
 
 
@@ -136,6 +137,11 @@ def set_aside_in(root: Place) -> list[Place]:
     if isinstance(root, Path):
         return [path for path in found if path.name.startswith("step-") and path.name.endswith(".bad")]
     return [path for path in found if (path / f"{NAME}.bad").exists()]
+
+
+def half_deleted(root: Place) -> list[Place]:
+    """What a killed deletion left on a local disk. ``new_draft`` must not touch it: another thread may be at it."""
+    return [*root.glob(f"step-*.{RETIRED}*")] if isinstance(root, Path) else []
 
 
 def without_manifest(root: Place) -> list[tuple[Place, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_train.checkpoint.folders import Found, committed
+from deepseek_train.checkpoint.folders import RETIRED, Found, committed, half_deleted
 from deepseek_train.checkpoint.places import Place, remove_folder
 
 log = logging.getLogger(__name__)
@@ -41,12 +41,17 @@ class Retention:
 
 def retire(root: Place, latest: Place, retention: Retention) -> None:
     """Delete what is not kept. What cannot be deleted stays, with a warning: a full checkpoint more is no reason to
-    stop a run."""
+    stop a run. One thread at a time."""
+    for leftover in half_deleted(root):
+        try:
+            remove_folder(leftover)
+        except OSError as error:
+            log.warning("old checkpoint %s could not be deleted: %s", leftover, error)
     for one in retention.to_go(committed(root), latest):
         try:
             path = one.path
             if isinstance(path, Path):  # renamed first: half a checkpoint must not look like one
-                path = path.rename(path.with_name(f"{path.stem}.tmp-retired{path.suffix}"))
+                path = path.rename(path.with_name(f"{path.stem}.{RETIRED}{path.suffix}"))
             remove_folder(path)
         except OSError as error:
             log.warning("old checkpoint %s could not be deleted: %s", one.path, error)
