@@ -2,7 +2,9 @@
 checkpoints are set aside, and object stores work without a rename.
 """
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,46 @@ def test_damaged_checkpoints_are_set_aside_and_the_newest_good_one_is_taken(
     assert "rank-00000.safetensors has 0 bytes" in why[4]
     assert "manifest.json cannot be read" in why[3]
     assert "tensors.json is damaged" in why[2]
+
+
+def find_good_blind(rank: int, ranks: int, root: Path, name: str) -> str:
+    """Rank 1 sees nothing of the files called ``name``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            seen = Path.is_file
+            patch.setattr(Path, "is_file", lambda path: path.name != name and seen(path))
+        return message(lambda: newest_good(root))
+
+
+def test_a_rank_that_sees_another_folder_condemns_nothing(tmp_path: Path) -> None:
+    run_ranks(save_state, 2, tmp_path)
+    hidden = sorted(["rank-00000.safetensors", "rank-00001.safetensors", "tensors.json"])[1]  # rank 1's share
+    one, two = run_ranks(find_good_blind, 2, tmp_path, hidden)
+    assert one == two
+    assert f"rank 1 finds: {tmp_path / 'step-00000007' / hidden} is missing" in one
+    assert f"Mount the same {tmp_path} for all ranks" in one
+    assert names(tmp_path) == ["step-00000007"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors"])
+def test_a_disk_that_does_not_answer_condemns_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save_state(0, 1, tmp_path)
+    stat = Path.stat
+
+    def stale(path: Path, **keywords: Any) -> os.stat_result:
+        if path.name == name:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **keywords)
+
+    monkeypatch.setattr(Path, "stat", stale)
+    if name != "manifest.json":
+        monkeypatch.setattr(Path, "is_file", lambda path: path.name == name or os.path.isfile(path))
+    text = message(lambda: newest_good(tmp_path))
+    monkeypatch.undo()
+    assert "Stale file handle" in text
+    assert names(tmp_path) == ["step-00000007"]
 
 
 # Object stores
