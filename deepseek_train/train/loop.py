@@ -84,8 +84,8 @@ def train(job: Job, folder: Path) -> None:
             if metrics.skipped:
                 observer.event(_skipped(progress, metrics))
                 if 0 < config.train.guard.max_skips <= progress.guard.in_a_row:
-                    if saving.running:
-                        saving.finish()
+                    job.where.phase("going back to a checkpoint", long=True)
+                    saving.settle()
                     progress = roll_back(job, root, progress, observer)
                     continue
             if metrics.timeline is not None:
@@ -109,8 +109,11 @@ def train(job: Job, folder: Path) -> None:
             if finished or stopping:
                 saving.insist(progress.step, content)
                 break
-            if saving.due(progress.step) and not in_row:
-                saving.begin(progress.step, content)
+            if saving.due(progress.step):
+                if in_row:
+                    saving.put_off(progress.step)
+                else:
+                    saving.begin(progress.step, content)
     saving.close()
     job.where.phase("sample and report", long=True)
     if job.place.rank == 0:
