@@ -74,8 +74,8 @@ def commit(draft: Place, manifest: Manifest) -> Place:
 
 
 def committed(root: Place) -> list[Found]:
-    """All checkpoints with a valid manifest, the newest first. Raises CheckpointUnreadable: one that cannot be looked at
-    may be the newest."""
+    """All checkpoints with a valid manifest, the newest first. Raises CheckpointUnreadable: one that cannot be looked
+    at may be the newest."""
     found = []
     for path in _folders(root):
         try:

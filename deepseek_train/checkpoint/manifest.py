@@ -82,7 +82,9 @@ def read_manifest(folder: Place) -> Manifest:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read, so {folder} is no checkpoint: {error}") from error
     except OSError as error:
-        raise CheckpointUnreadable(f"{path} cannot be read: {error}. See to the disk, and try again.") from error
+        raise CheckpointUnreadable(
+            f"{path} cannot be read: {error}. See to the disk, and try again."
+        ) from error
     if not isinstance(content, dict) or content.pop("xxh3_128", None) != _checksum(content):
         raise CheckpointError(f"{path} is damaged or was edited: its checksum is not that of its content")
     if content.get("format") != FORMAT:

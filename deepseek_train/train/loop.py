@@ -61,6 +61,8 @@ def train(job: Job, folder: Path) -> None:
     observer.say(begun.how)
     if progress.tokens >= config.train.total_tokens:
         observer.monitor.close()
+        if job.place.rank == 0:
+            note_outcome(folder, complete=True, step=progress.step)
         observer.say(
             f"this run is complete: {progress.tokens} tokens of {config.train.total_tokens} asked for. Raise "
             f"train.total_tokens to go on (curves that are shares of it stretch), or start afresh with resume=never "

@@ -21,7 +21,9 @@ class Saving:
         self._began = 0.0  # monotonic seconds
         self._stall = 0.0  # seconds the run waited for the save under way
         self.failures = 0  # in a row
-        self._again: int | None = None  # from this step on a save is made up for: one that failed, or was put off
+        self._again: int | None = (
+            None  # from this step on a save is made up for: one that failed, or was put off
+        )
         self._insisting = False
 
     @property
