@@ -30,8 +30,8 @@ from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
 from deepseek_train.checkpoint.folders import CHECKPOINTS, Found, committed, found_at, set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify
-from deepseek_train.checkpoint.places import Place, remove_folder
-from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.retention import Retention, discard
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.monitor import numbers
@@ -135,7 +135,7 @@ def _prune(root: Place, asked: Prune) -> None:
     going += set_aside_in(root) if asked.bad == "true" else []
     for path in going:
         if asked.dry == "false":
-            remove_folder(path)
+            discard(path)
         print(f"{'deleted' if asked.dry == 'false' else 'would delete'} {path}")
     if not going:
         print("nothing to delete")

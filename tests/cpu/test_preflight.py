@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.data.manifest import TOKENIZER_FILE
 from deepseek_train.parallel.expert.deep_ep_problems import Load, Machine, deep_ep_problems
 from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.schedule.catalog import NAMES, make_schedule, placement_of
@@ -20,7 +22,15 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import node_problems, plan_experts
-from deepseek_train.train.folder import CONFIG_FILE, as_json, config_yaml
+from deepseek_train.train.folder import (
+    CONFIG_FILE,
+    OUTCOME_FILE,
+    as_json,
+    config_yaml,
+    note_outcome,
+    open_folder,
+    write_config,
+)
 from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 
@@ -285,3 +295,66 @@ def test_weights_to_begin_with_are_looked_at(tmp_path: Path) -> None:
     assert "does not say of which model it is" in said
     ((_, said),) = told(f"init_from={tmp_path / 'nowhere'}")
     assert "holds no weights" in said
+    hugging_face = tmp_path / "hugging_face"
+    hugging_face.mkdir()
+    (hugging_face / "config.json").write_text("{}")
+    ((_, said),) = told(f"init_from={hugging_face}")
+    assert f"deepseek-convert from_hf source={hugging_face}" in said
+    ((_, said),) = told("init_from=nowhere://here")
+    assert "Unsupported filesystem: 'nowhere'" in said
+
+
+def test_a_run_with_a_checkpoint_does_not_ask_for_what_it_began_with(tmp_path: Path) -> None:
+    gone = f"init_from={tmp_path / 'deleted meanwhile'}"
+    assert [where for where, _ in told(gone)] == ["init_from"]
+    root = Path(tiny().run_dir) / CHECKPOINTS
+    write_alone(
+        root, 3, [Planned("w", torch.float32, 2)], lambda _, start, end: iter([torch.zeros(end - start)]), {}
+    )
+    assert told(gone) == []
+    assert [where for where, _ in told(gone, "resume=never")] == ["init_from"]
+
+
+def test_a_place_for_checkpoints_that_nothing_knows_is_a_problem() -> None:
+    ((where, said),) = told("checkpoint.path=nowhere://here")
+    assert where == "checkpoint.path"
+    assert "Unsupported filesystem: 'nowhere'" in said
+
+
+@pytest.mark.parametrize("content", ["", "data: [", "- 1", "model: {}"])
+def test_a_configuration_that_was_cut_off_is_a_problem(content: str) -> None:
+    folder = Path(tiny().run_dir)
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(content)
+    ((where, said),) = told()
+    assert where == "run_dir"
+    assert str(folder / CONFIG_FILE) in said
+
+
+def test_a_write_that_is_cut_off_leaves_the_configuration_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(tiny(), tmp_path)
+    before = (tmp_path / CONFIG_FILE).read_text()
+    original = Path.write_text
+
+    def killed(path: Path, text: str, **keywords: Any) -> int:
+        original(path, text[:9], **keywords)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_config(tiny(), tmp_path)
+    assert (tmp_path / CONFIG_FILE).read_text() == before
+
+
+def test_a_session_begins_without_the_outcome_of_the_one_before(tmp_path: Path) -> None:
+    """Else a run that was complete, went on for more tokens and crashed would count as complete."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / TOKENIZER_FILE).touch()
+    config = tiny(f"run_dir={tmp_path / 'run'}", f"data.path={tmp_path / 'data'}")
+    folder = open_folder(config)
+    note_outcome(folder, complete=True, step=9)
+    assert open_folder(config) == folder
+    assert not (folder / OUTCOME_FILE).exists()
