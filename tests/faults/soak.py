@@ -124,7 +124,7 @@ def live(folder: Path, name: str, ranks: int, steps: int, faults: Sequence[Fault
         marks[number] = float(mark.read_text())
     restarts = sum(line.text.startswith("starting the ranks again") for line in said)
     lines = [(line.when, line.text) for line in said]
-    return Life(folder / "runs" / name, starts[0], ended, starts, restarts, taken, marks, lines)
+    return Life(folder / "runs" / name, ended, starts, restarts, taken, marks, lines)
 
 
 def soak(folder: Path, faults: Sequence[Fault], ranks: int) -> Soak:

@@ -19,7 +19,6 @@ class Life:
     """A run from its first start to its end. Moments: seconds, monotonic."""
 
     folder: Path
-    began: float
     ended: float
     starts: list[float]  # of the command
     restarts: int  # by the launcher
@@ -57,7 +56,7 @@ class Soak:
 
 def measured(clean: Life, soaked: Life, faults: Sequence[Fault], ranks: int, steps: int) -> Soak:
     useful, clean_useful = (_step_seconds(life.folder) for life in (soaked, clean))
-    wall, clean_wall = (life.ended - life.began for life in (soaked, clean))
+    wall, clean_wall = (life.ended - life.starts[0] for life in (soaked, clean))
     return Soak(
         ranks=ranks,
         steps=steps,
