@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDER := 3.6.0
 
-.PHONY: help train test check gate clean
+.PHONY: help train test faults check gate clean
 .DEFAULT_GOAL := help
 
 help: ## Say what there is
@@ -18,6 +18,9 @@ train: $(READY) ## Pretrain the tiny model on this machine (minutes on a laptop)
 
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+faults: $(READY) ## Inject every fault there is a test for (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow_faults or not slow_faults" tests/faults $(ARGS)
 
 check: $(READY) ## Lint, format, types, floors
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
 from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
 
@@ -75,11 +75,14 @@ def commit(draft: Place, manifest: Manifest) -> Place:
 
 
 def committed(root: Place) -> list[Found]:
-    """All checkpoints with a valid manifest, the newest first."""
+    """All checkpoints with a valid manifest, the newest first. Raises CheckpointUnreadable: one that cannot be looked
+    at may be the newest."""
     found = []
     for path in _folders(root):
         try:
             manifest = read_manifest(path)
+        except CheckpointUnreadable:
+            raise
         except CheckpointError as error:
             log.warning("ignored: %s", error)
             continue
@@ -153,6 +156,8 @@ def without_manifest(root: Place) -> list[tuple[Place, str]]:
     for path in _folders(root):
         try:
             read_manifest(path)
+        except CheckpointUnreadable:
+            raise
         except CheckpointError as error:
             found.append((path, str(error)))
     return found

@@ -5,15 +5,15 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepseek_train.cli.orphan import leave_after
+
 BOARD_FILE = "board"  # in the launch's folder: train.watching posts watchdogs around it
-ORPHAN_SECONDS = 60.0  # what a rank gets to save and leave after its launcher has vanished
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ def run_rank(target: str, argv: Sequence[str], rank: int, world_size: int, folde
     """Call ``target(argv)`` as ``rank``, in ``cwd``; ends the process with the target's exit code."""
     # SIGINT stays blocked, see launch_local.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    threading.Thread(target=_leave_with_the_launcher, daemon=True).start()
+    launcher = multiprocessing.parent_process()
+    if launcher is not None:
+        leave_after(launcher.join)
     os.chdir(cwd)
     os.environ.update(
         RANK=str(rank),
@@ -69,12 +71,3 @@ def _leave_error(folder: str, rank: int, text: str) -> None:
     draft = Path(folder) / f"{rank}.draft"
     draft.write_text(f"{time.monotonic()}\n{text}")
     draft.rename(draft.with_suffix(".error"))
-
-
-def _leave_with_the_launcher() -> None:
-    launcher = multiprocessing.parent_process()
-    if launcher is not None:
-        launcher.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(ORPHAN_SECONDS)
-        os._exit(1)

@@ -15,12 +15,14 @@ from pathlib import Path
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.cli.launch_local import launch
 from deepseek_train.cli.local_rank import call
+from deepseek_train.cli.orphan import leave_after, torchrun_vanishes
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.parse import ConfigError, Problem
 from deepseek_train.config.schema import DataConfig, RunConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
+from deepseek_train.monitor.streams import safe_streams
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.device import local_ranks, planned_device, visible_gpus
 from deepseek_train.train.expert_plan import node_problems
@@ -45,6 +47,11 @@ def main() -> None:
 
 def run(argv: list[str]) -> int:
     """The command; returns its exit code."""
+    with safe_streams():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
@@ -74,6 +81,8 @@ def run(argv: list[str]) -> int:
         ):  # once on every node: what is wrong may be wrong only there
             print(error, file=sys.stderr)
         return ExitCode.USER_ERROR
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        leave_after(torchrun_vanishes)
     if under_torchrun or layout.world == 1:
         return call(f"{RANK}:rank_main", argv)
     return launch(
@@ -114,6 +123,11 @@ def prepare_data(config: RunConfig, layout: ParallelLayout, *, under_torchrun: b
         )
         what = f"{config.data.path} holds no prepared data"
         raise ConfigError([Problem("data.path", what, f"Once, on one machine: {command}")])
+    if config.data.source is None:
+        what = f"{config.data.path} holds no prepared data, and data.source names no text to prepare"
+        raise ConfigError(
+            [Problem("data.path", what, "Name another folder, or the text: data.source=FOLDER")]
+        )
     print(f"preparing {config.data.source} data in {config.data.path}", flush=True)
     prepare(config.data, config.model.vocab_size, progress=True)
     if problems := data_problems(config, layout):

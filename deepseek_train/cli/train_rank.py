@@ -15,6 +15,7 @@ from deepseek_train.cli.compose import compose_config
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.errors import DataError
+from deepseek_train.monitor.streams import safe_streams
 from deepseek_train.parallel.lost import lost_connection
 from deepseek_train.parallel.rendezvous import Place, RendezvousError, join
 from deepseek_train.spec.layout import ParallelLayout
@@ -26,6 +27,7 @@ from deepseek_train.train.folder import open_folder
 from deepseek_train.train.guard import GuardError
 from deepseek_train.train.lock import RunFolderTaken, RunLock
 from deepseek_train.train.loop import train
+from deepseek_train.train.memory import memory_report, out_of_memory
 from deepseek_train.train.replicas import ReplicaError
 from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.watching import post_watchdog
@@ -47,6 +49,11 @@ FORESEEN: dict[type[Exception], ExitCode] = {
 
 def rank_main(argv: list[str]) -> int:
     """Joins the other ranks and trains; returns the exit code."""
+    with safe_streams():
+        return _run(argv)
+
+
+def _run(argv: list[str]) -> int:
     # torch 2.13 renames collectives that DeepSpeed calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|deepspeed)\..*")
     world_size = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ else None
@@ -67,6 +74,11 @@ def rank_main(argv: list[str]) -> int:
             print(error, file=sys.stderr)
         return FORESEEN[type(error)]
     except Exception as error:
+        if words := out_of_memory(error):
+            rank = int(os.environ.get("RANK", "0"))
+            seen = watchdog.where.seen(rank).place if watchdog else "the start"
+            say(memory_report(config, rank, seen, words))
+            return ExitCode.OUT_OF_MEMORY
         fault = watchdog.others_fault() if watchdog else None
         if fault is None and lost_connection(error):
             fault = f"rank {place.rank}: a peer is lost: {error}", ExitCode.PEER_LOST

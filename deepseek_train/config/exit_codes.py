@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     REPLICAS_DIFFER = (
         7  # a weight's copies are not equal, named in the message: start again, perhaps without that rank
     )
+    OUT_OF_MEMORY = 8  # a rank's, named in the message: start again, smaller where it happens again
 
 
 # After these a new start ends the same way.

@@ -13,7 +13,7 @@ EVENTS_FILE = "events.jsonl"
 @dataclass(frozen=True)
 class Event:
     step: int
-    what: str  # "skipped", "rolled back", "stopped", ...
+    what: str  # "skipped", "rolled back", "stopped", "other data", ...
     why: str
     window: tuple[int, int] | None = (
         None  # the sequences it concerns: the first, and the first one behind them

@@ -26,7 +26,8 @@ class History:
 
 
 class JsonlSink:
-    """Appends to ``path``, each line flushed: a killed run loses at most the line being written.
+    """Appends to ``path``, each line at once: a killed run loses at most the line being written. A
+    full disk keeps lines waiting, never the run.
 
     ``start_step`` is the last step that the run already holds (0: a new run). Lines of later steps, left by a
     run that went on after the checkpoint now resumed from, are dropped, so the file tells one history.
@@ -37,7 +38,10 @@ class JsonlSink:
         if path.exists():
             _keep_until(path, start_step)
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._pending: list[
+            tuple[int, bytes]
+        ] = []  # lines, with their steps, that a full disk has not taken yet
 
     def step(self, metrics: StepMetrics) -> None:
         facts = asdict(replace(metrics, timeline=None))
@@ -54,15 +58,33 @@ class JsonlSink:
     def rewind(self, step: int) -> None:
         self._file.close()
         _keep_until(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._pending = [line for line in self._pending if line[0] <= step]
+        self._file = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
         self._file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(finite, allow_nan=False, separators=(",", ":")) + "\n")
-        self._file.flush()
+        line = json.dumps(finite, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        self._pending.append((record["step"], line))
+        try:
+            while self._pending:
+                self._append(self._pending[0][1])
+                del self._pending[0]
+        except OSError as error:
+            if len(self._pending) == 1:
+                print(f"WARNING: {self._path} cannot be written, lines wait in memory: {error}", flush=True)
+
+    def _append(self, line: bytes) -> None:
+        """All of it, or nothing."""
+        end, written = self._file.seek(0, os.SEEK_END), 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:]) or 0
+        except OSError:
+            self._file.truncate(end)
+            raise
 
 
 def keeps_load(step: int) -> bool:

@@ -1,12 +1,12 @@
 """What the console writes on: plain lines, or lines above a progress bar. A closed stdout is no error."""
 
-import io
 import math
-import os
 from typing import Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from deepseek_train.monitor.streams import SafeStream
 
 
 class Display(Protocol):
@@ -68,51 +68,6 @@ class BarDisplay:
 
     def close(self) -> None:
         self._bar.stop()
-
-
-class SafeStream(io.TextIOBase):
-    """A stream that falls silent instead of raising when nobody reads it any more (``| head``, lost ssh)."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._gone = False
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # rich asks it which box characters it may use
-        return self._stream.encoding or "ascii"
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def write(self, text: str) -> int:
-        if not self._gone:
-            try:
-                self._stream.write(text)
-            except UnicodeEncodeError:  # a log file in an ASCII locale
-                self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
-            except (OSError, ValueError):
-                self._fall_silent()
-        return len(text)
-
-    def flush(self) -> None:
-        if not self._gone:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):  # ValueError: the file object is closed
-                self._fall_silent()
-
-    def _fall_silent(self) -> None:
-        """Points the descriptor at the null device, else Python fails once more when it flushes at exit."""
-        self._gone = True
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
-        except (OSError, ValueError):
-            return  # not a descriptor: there is nothing left to flush
 
 
 class Pace:

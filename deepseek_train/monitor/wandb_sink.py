@@ -3,15 +3,19 @@
 import importlib
 import netrc
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 from deepseek_train.monitor.metrics import EvalMetrics, StepMetrics
 from deepseek_train.spec.links import ExpertTraffic
+
+REACH_SECONDS = 3.0  # for a first answer; wandb itself would try for 25
 
 
 class WandbSink:
@@ -101,8 +105,8 @@ def open_wandb(
 ) -> WandbSink | None:
     """Starts or, given the ``run_id`` of a checkpoint, continues a run; its files go to ``run_dir/wandb``.
 
-    "auto" is online with an API key, offline without. Online that fails (no network: up to 25 s) falls back
-    to offline with one warning. None for "off", and, with a warning, when wandb is missing or will not
+    "auto" is online with an API key, offline without. Online that fails (up to 25 s; where nothing answers, 3 s) falls
+    back to offline with one warning. None for "off", and, with a warning, when wandb is missing or will not
     even start offline.
     """
     if mode == "off":
@@ -135,7 +139,10 @@ def open_wandb(
 
     attempts = ["offline"]
     if mode != "offline" and _has_api_key():
-        attempts.insert(0, "online")
+        if silent := _unreachable():
+            _warn(f"could not start online: {silent}; writing offline, send it later with `wandb sync`")
+        else:
+            attempts.insert(0, "online")
     elif mode == "online":
         _warn("no API key (WANDB_API_KEY or `wandb login`); writing offline, send it later with `wandb sync`")
     for how in attempts:
@@ -146,11 +153,29 @@ def open_wandb(
     return None
 
 
+def _server() -> tuple[str, int]:
+    """Host and port."""
+    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    return url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+
+
+def _unreachable() -> str | None:
+    """Why nobody answers at the server's; None where somebody does, or a proxy is to be asked."""
+    if getproxies():
+        return None
+    host, port = _server()
+    try:
+        socket.create_connection((host, port), REACH_SECONDS).close()
+    except OSError as error:
+        return f"{host} port {port} does not answer ({error})"
+    return None
+
+
 def _has_api_key() -> bool:
     """Where `wandb login` keeps it; asking wandb itself may stop at a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host, _ = _server()
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from upath import UPath
 
+from deepseek_train.checkpoint.agree import on_first
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import find_checkpoint, set_aside_in
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import newest_good
 from deepseek_train.train.build import Job
-from deepseek_train.train.state import Progress, load_checkpoint, load_weights
+from deepseek_train.train.state import Progress, load_checkpoint, load_weights, other_data
 
 
 class NoGoodCheckpoint(CheckpointError):
@@ -22,6 +22,7 @@ class Begun:
     progress: Progress
     wandb_id: str | None
     how: str  # for the user; empty: from the start
+    other_data: str | None = None  # what is other about the data from now on (data.allow_change)
 
 
 def begin(job: Job, root: Place) -> Begun:
@@ -40,17 +41,17 @@ def begin(job: Job, root: Place) -> Begun:
                 f"{root} holds checkpoints, and resume=never begins a new run: give it another checkpoint.path"
             )
         progress, wandb_id = load_checkpoint(job, path)
-        return Begun(progress, wandb_id, f"resumed from {path} after step {progress.step}")
-    bad = [str(one) for one in set_aside_in(root)] if dist.get_rank() == 0 else []
-    told = [bad]
-    dist.broadcast_object_list(told, src=0)
-    if told[0] or config.resume == "must":
-        found = f" ({', '.join(told[0])} are damaged)" if told[0] else ""
+        how = f"resumed from {path} after step {progress.step}"
+        return Begun(progress, wandb_id, how, other_data(job, path))
+    bad = on_first(lambda: [str(one) for one in set_aside_in(root)])
+    if config.resume == "must" or (bad and config.resume != "never"):
+        found = f" ({', '.join(bad)} are damaged)" if bad else ""
         raise NoGoodCheckpoint(
             f"no checkpoint in {root} is whole{found}: mend one (why-bad.txt in each says what is wrong), remove them, "
             f"or start afresh with resume=never."
         )
     if config.init_from is not None:
-        load_weights(job, find_checkpoint(UPath(config.init_from)))
+        source = UPath(config.init_from)
+        load_weights(job, on_first(lambda: find_checkpoint(source)))  # another run may be saving there
         return Begun(Progress(), None, f"weights of {config.init_from}, a new optimizer")
     return Begun(Progress(), None, "")

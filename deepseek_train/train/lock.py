@@ -60,7 +60,10 @@ class RunLock:
         self._over.set()
         self._thread.join()
         if Holder.of(self.path) == self._me:
-            self.path.unlink()
+            with contextlib.suppress(
+                OSError
+            ):  # a disk gone read-only: whoever comes next sees that nobody lives
+                self.path.unlink()
 
     def _took(self) -> bool:
         """Whether the lock is ours now: it appears under its name whole, or not at all."""

@@ -98,6 +98,15 @@ def test_an_index_of_numbers_is_refused_or_sound(
     check_sound(found)
 
 
+def test_no_tensor_is_larger_than_the_files_that_hold_it() -> None:
+    """A small index that names the same bytes over and over must not make a reader allocate a terabyte."""
+    chunks = [[1000 * i, 1000, 0, 0] for i in range(10)]
+    table = {"w": {"dtype": "F32", "total": 10_000, "chunks": chunks}}
+    content = json.dumps({"files": ["f"], "tensors": table}).encode()
+    with pytest.raises(CheckpointError, match="'w' is larger than all files together"):
+        index.decode(content, "index", {"f": FileRecord(4000, "")})
+
+
 def check_sound(found: dict[str, StoredTensor]) -> None:
     for tensor in found.values():
         assert tensor.total == sum(chunk.length for chunk in tensor.chunks)

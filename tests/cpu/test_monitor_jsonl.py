@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,3 +126,22 @@ def test_a_file_from_before_max_violation_was_written_is_read_and_continued(tmp_
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     write(path, history, start_step=10)
     assert read_history(path) == history
+
+
+def test_a_full_disk_keeps_lines_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a limit on the size of files, which tears a line as a full disk may."""
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.step(replace(STEP, step=1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limits[1]))
+    try:
+        sink.step(replace(STEP, step=2))
+        sink.step(replace(STEP, step=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [one.step for one in read_history(path).steps] == [1]
+    assert capsys.readouterr().out.count(f"WARNING: {path} cannot be written, lines wait in memory") == 1
+    sink.step(replace(STEP, step=4))
+    sink.close()
+    assert [one.step for one in read_history(path).steps] == [1, 2, 3, 4]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deepseek_train.monitor import wandb_sink
 from deepseek_train.monitor.metrics import EvalMetrics
 from deepseek_train.monitor.wandb_sink import WandbSink, open_wandb
 from tests.cpu.monitor_samples import STEP
@@ -57,6 +58,7 @@ def start(
     monkeypatch: pytest.MonkeyPatch, package: Any, mode: Any, run_id: str | None = None
 ) -> WandbSink | None:
     monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr(wandb_sink, "_unreachable", lambda: None)
     return open_wandb(mode, "project", "name", Path(tempfile.gettempdir()), {"a": 1}, run_id)
 
 

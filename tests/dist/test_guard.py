@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepseek_train.checkpoint.folders import newest
-from deepseek_train.cli.train_rank import EXIT_CODES, rank_main
+from deepseek_train.cli.train_rank import rank_main
+from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.guard import GuardConfig
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.loader import Cursor, StreamIdentity, TokenSource
@@ -221,7 +222,7 @@ def test_the_command_ends_with_the_guards_own_exit_code(tmp_path: Path) -> None:
     arguments = [*flat, *alone, *(f"train.guard.{setting}" for setting in touchy)]
     config = small_configs(tmp_path, 1, {"": arguments})[""]
     paths = [f"data.path={config.data.path}", f"run_dir={config.run_dir}"]
-    assert run_ranks(command, 1, [*SMALL, *arguments, *paths], group=False) == [EXIT_CODES[GuardError]]
+    assert run_ranks(command, 1, [*SMALL, *arguments, *paths], group=False) == [ExitCode.GIVEN_UP]
     assert [event.what for event in read_events(Path(config.run_dir))] == ["skipped", "stopped"]
 
 

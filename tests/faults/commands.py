@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ SMALL = [
     "train.sample_prompt=''",
     "checkpoint.every=2",
 ]
-FAULTY = ("tests.faults.injector",)
+FAULTY = ("tests.faults",)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,14 @@ def start(
     )
 
 
+def until(found: Callable[[], bool], seconds: float = 150.0) -> None:
+    """Waits until something is there."""
+    deadline = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
 def run(folder: Path, *arguments: str, module: tuple[str, ...] = FAULTY, **variables: str) -> Done:
     began = time.monotonic()
     process = start(folder, *arguments, module=module, **variables)
@@ -84,3 +93,11 @@ def numbers(run_folder: Path) -> list[list[object]]:
     names = ("step", "tokens", "loss", "mtp_loss", "balance_loss", "grad_norm", "expert_load")
     records = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
     return [[record[name] for name in names] for record in records if record["kind"] == "step"]
+
+
+def tensors(run_folder: Path) -> dict[str, object]:
+    """Checksums of the last checkpoint's tensors."""
+    checkpoints = run_folder / "checkpoints"
+    newest = max(path for path in checkpoints.iterdir() if path.name.startswith("step-"))
+    files = json.loads((newest / "manifest.json").read_text())["files"]
+    return {name: facts for name, facts in files.items() if name.endswith(".safetensors")}

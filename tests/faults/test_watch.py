@@ -2,8 +2,6 @@
 run starts again by itself and ends in the bits of one that nothing befell.
 """
 
-import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_train.config.exit_codes import ExitCode
-from tests.faults.commands import SMALL, Done, numbers, run, write_text
+from tests.faults.commands import SMALL, Done, numbers, run, tensors, write_text
 
 FAULTS = (
     "kill forward 1 3",
@@ -107,7 +105,7 @@ def test_torchrun_starts_again_and_a_dead_rank_is_named(workplace: Path) -> None
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3", "-m")
     done = run(
         workplace,
-        "tests.faults.injector",
+        "tests.faults",
         *SMALL,
         "name=joined",
         module=torchrun,
@@ -125,10 +123,3 @@ def test_a_rank_with_other_code_is_named_before_anything_is_built(workplace: Pat
     assert done.code == ExitCode.USER_ERROR, done.err
     assert "code of deepseek_train: rank 1 has yesterdays, most have " in done.err
     assert not (workplace / "runs" / "odd").exists()
-
-
-def tensors(folder: Path) -> dict[str, object]:
-    """Checksums of the last checkpoint's tensors."""
-    newest = max(path for path in (folder / "checkpoints").iterdir() if path.name.startswith("step-"))
-    files = json.loads((newest / "manifest.json").read_text())["files"]
-    return {os.path.basename(name): facts for name, facts in files.items() if name.endswith(".safetensors")}
