@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.poison import poison_empty, seed_everything
 
@@ -13,9 +13,8 @@ from tests.poison import poison_empty, seed_everything
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-settings.register_profile(
-    "house", deadline=None
-)  # machines are shared: how long an example takes says nothing
+# Machines are shared: how long an example takes, to run or to be made, says nothing.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
 

@@ -1,6 +1,7 @@
 """Every YAML file in ``configs/`` parses into the schema, and every experiment passes the checks of a launch."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,8 @@ def test_commands_that_are_shown_could_start(
     monkeypatch.chdir(tmp_path)
     config = compose_config(arguments or ["experiment=tiny"])
     if config.name != "deepseek_v3":
-        assert preflight(config, None) == []
+        # Weights to begin with are not there, and need not be to see that the rest is sound.
+        assert preflight(replace(config, init_from=None), None) == []
 
 
 def test_2048_ranks_are_not_started_on_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
