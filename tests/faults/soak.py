@@ -6,6 +6,7 @@ bits of a run that nothing befell. What the faults cost goes to ``benchmarks/res
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,10 +131,13 @@ def live(folder: Path, name: str, ranks: int, steps: int, faults: Sequence[Fault
 def soak(folder: Path, faults: Sequence[Fault], ranks: int) -> Soak:
     """A run with faults and one without, compared. Raises SoakFailed."""
     steps = faults[-1].step + 3 * EVERY
-    lives = []
+    lives = list[Life]()
     for name, suffered in (("clean", ()), ("soaked", faults)):
         (folder / name).mkdir()
-        write_text(folder / name)
+        if lives:  # the same shards
+            shutil.copytree(lives[0].folder.parents[1] / "shards", folder / name / "shards")
+        else:
+            write_text(folder / name)
         lives.append(live(folder / name, name, ranks, steps, suffered))
     clean, soaked = lives
     compare(clean.folder, soaked.folder, steps)
