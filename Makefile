@@ -34,6 +34,10 @@ gate: $(READY) .venv/triton-$(OLDER)/triton ## Compile all kernels for Hopper, n
 	env -u TRITON_INTERPRET $(BIN)/python -W ignore -m deepseek_kernels.gate $(ARGS); newest=$$?; \
 	wait $$older; older=$$?; cat .venv/gate-$(OLDER).log; exit $$((newest + older))
 
+.PHONY: soak
+soak: $(READY) ## One run suffers 30 faults and must end in the bits of a clean one (some 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak $(ARGS)
+
 clean: ## Remove the environment and the caches (never runs/ and datasets/)
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The same command on every node, NODE_RANK counting from 0; MASTER_ADDR is node 0 as the others reach it:
 #   NNODES=16 NODE_RANK=0 MASTER_ADDR=node0 launch/multi_node_torchrun.sh experiment=deepseek_v3
-# Ranks of a node are consecutive, as the layout wants them. MASTER_PORT (29500) and RANKS per node are optional.
+# Ranks of a node are consecutive, as the layout wants them. MASTER_PORT (29500), RANKS per node and LOCAL_ADDR, this node
+# as the others reach it where its hostname does not lead to it, are optional.
 #
 # NNODES=14:16 goes on with 14 or 15 nodes when some are lost, if parallel.fallbacks has a layout for as many ranks, and
 # takes them back when they return. RESTARTS (3) are counted by each node. Node 0 holds the meeting: it must not be lost.
@@ -17,6 +18,7 @@ meeting="is_host=$is_host,last_call_timeout=30,keep_alive_interval=5,keep_alive_
 exec torchrun --nnodes "${NNODES:?how many nodes, or fewest:most}" \
     --rdzv-backend c10d --rdzv-id "${RUN_ID:-deepseek_train}" --rdzv-conf "$meeting" \
     --rdzv-endpoint "${MASTER_ADDR:?address of node 0}:${MASTER_PORT:-29500}" \
-    --nproc-per-node "${RANKS:-gpu}" --max-restarts "${RESTARTS:-3}" --shutdown-timeout 300 \
+    ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} --nproc-per-node "${RANKS:-gpu}" \
+    --max-restarts "${RESTARTS:-3}" --shutdown-timeout 300 \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     -m deepseek_train.cli.train "$@"

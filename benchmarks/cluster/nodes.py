@@ -132,6 +132,14 @@ class Cluster:
         ]
         return sum(queue["drops"] for queue in queues if queue["kind"] == "tbf")
 
+    def address(self, node: int) -> str:
+        """Where the other nodes reach this one."""
+        return f"10.99.0.{node + 1}"
+
+    def processes(self, node: int) -> list[int]:
+        """Of all that run on the node."""
+        return [int(pid) for pid in _run("ip", "netns", "pids", self._node(node)).split()]
+
     def enter(self, node: int) -> None:
         """Move this process, which must have no second thread yet, into ``node`` for good, and gloo with it."""
         libc = ctypes.CDLL(None, use_errno=True)
@@ -159,7 +167,7 @@ class Cluster:
             end, other = ("netns", name, "mtu", str(FRAME)), ("netns", self._switch, "mtu", str(FRAME))
             _run("ip", "link", "add", INTERFACE, *end, "type", "veth", "peer", "name", port, *other)
             _run("ip", "-n", self._switch, "link", "set", port, "master", "bridge", "up")
-            address = f"10.99.0.{node + 1}"
+            address = self.address(node)
             _batch(
                 "ip",
                 name,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import committed
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 
@@ -15,6 +17,11 @@ def rewrite(source: Place, root: Place, files: int) -> Place:
     """Writes the verified checkpoint ``source`` into ``root`` as about ``files`` files of equal size; returns its
     folder. Raises CheckpointError."""
     stored = StoredCheckpoint.open(source)
+    for found in committed(root):
+        if found.step == stored.step:
+            raise CheckpointError(
+                f"{found.path} is a checkpoint of step {stored.step} already: choose another target"
+            )
     planned = [Planned(t.name, t.dtype, t.total) for t in stored.tensors.values()]
     size = sum(one.total * one.dtype.itemsize for one in planned)
 

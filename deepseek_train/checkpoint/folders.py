@@ -1,7 +1,7 @@
 """The folder of checkpoints: drafts, commits, which there are, which are set aside. Rank 0's business alone.
 
 ``step-00000100`` is a checkpoint when its manifest is valid. On a local disk ``step-00000100.tmp-*`` is a draft, or
-what a killed save or deletion left: it counts for nothing and goes with the next save; ``step-00000100.replaced``
+what a killed save or deletion left: it counts for nothing and goes with the next one; ``step-00000100.replaced``
 stands in for the moment in which a checkpoint of the same step takes its place. ``step-00000100.bad`` was found
 damaged. On an object store, where nothing is renamed, a folder without a manifest is a draft.
 """
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
 from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's own, in the run folder
 COMMITTED = re.compile(r"step-(\d{1,18})(\.replaced)?")
-_DRAFT = re.compile(r"step-\d+\.tmp-.*")
+RETIRED = "tmp-retired"  # what is being deleted, or was when its run was killed
+_DRAFT = re.compile(rf"step-\d+\.(?!{RETIRED})tmp-.*")
 log = logging.getLogger(__name__)
 
 
@@ -74,11 +75,14 @@ def commit(draft: Place, manifest: Manifest) -> Place:
 
 
 def committed(root: Place) -> list[Found]:
-    """All checkpoints with a valid manifest, the newest first."""
+    """All checkpoints with a valid manifest, the newest first. Raises CheckpointUnreadable: one that cannot be looked
+    at may be the newest."""
     found = []
     for path in _folders(root):
         try:
             manifest = read_manifest(path)
+        except CheckpointUnreadable:
+            raise
         except CheckpointError as error:
             log.warning("ignored: %s", error)
             continue
@@ -138,6 +142,11 @@ def set_aside_in(root: Place) -> list[Place]:
     return [path for path in found if (path / f"{NAME}.bad").exists()]
 
 
+def half_deleted(root: Place) -> list[Place]:
+    """What a killed deletion left on a local disk. ``new_draft`` must not touch it: another thread may be at it."""
+    return [*root.glob(f"step-*.{RETIRED}*")] if isinstance(root, Path) else []
+
+
 def without_manifest(root: Place) -> list[tuple[Place, str]]:
     """Local folders that bear a checkpoint's name and have no valid manifest, with the reason. On an object store those
     are drafts."""
@@ -147,6 +156,8 @@ def without_manifest(root: Place) -> list[tuple[Place, str]]:
     for path in _folders(root):
         try:
             read_manifest(path)
+        except CheckpointUnreadable:
+            raise
         except CheckpointError as error:
             found.append((path, str(error)))
     return found

@@ -15,6 +15,7 @@ from deepseek_train.config.check import model_problems
 from deepseek_train.config.parse import ConfigError, Problem, parse
 from deepseek_train.config.schema import ModelConfig, YarnConfig
 
+CONFIG = "config.json"
 OURS = "deepseek_train"
 LARGEST_SIZE = 2**24  # of any one axis, and of what there can be many of
 MOST_LAYERS = 2**12

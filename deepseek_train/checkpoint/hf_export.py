@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.hf_config import to_hf, unsaid
-from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX
+from deepseek_train.checkpoint.hf_config import CONFIG, to_hf, unsaid
+from deepseek_train.checkpoint.hf_folder import INDEX
 from deepseek_train.checkpoint.hf_fp8 import SCALE, quantise, scale_shape
 from deepseek_train.checkpoint.places import fsync_folder
 from deepseek_train.checkpoint.safetensors_stream import Header, write_stream

@@ -17,13 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.hf_config import from_hf
+from deepseek_train.checkpoint.hf_config import CONFIG, from_hf
 from deepseek_train.checkpoint.hf_fp8 import SCALE, dequantise, scale_shape
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.spec.published import Published, all_published, copies, pieces
 from deepseek_train.spec.weights import all_weights
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 

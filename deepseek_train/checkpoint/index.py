@@ -111,4 +111,6 @@ def _tensor(name: str, entry: Any, names: list[str], files: Mapping[str, FileRec
         at = chunk.end
     if not is_count(total) or at != total:
         raise CheckpointError(f"the chunks of {name!r} hold {at} elements of {total}")
+    if total * dtype.itemsize > sum(record.bytes for record in files.values()):
+        raise CheckpointError(f"{name!r} is larger than all files together: its chunks share bytes")
     return StoredTensor(name, dtype, total, chunks)

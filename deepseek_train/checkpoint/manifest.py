@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
 from deepseek_train.checkpoint.places import Place, fsync_folder, write_synced
 from deepseek_train.config.untrusted import is_count, is_plain_name
 
@@ -73,13 +73,18 @@ def write_manifest(folder: Place, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Place) -> Manifest:
-    """Raises CheckpointError when there is none, or it is damaged, or of another format."""
+    """Raises CheckpointError when there is none, or it is damaged, or of another format; CheckpointUnreadable when the
+    disk does not say."""
     path = folder / NAME
     try:
         size = path.stat().st_size
         content = json.loads(path.read_bytes()) if size <= LARGEST else None
-    except (OSError, ValueError, RecursionError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read, so {folder} is no checkpoint: {error}") from error
+    except OSError as error:
+        raise CheckpointUnreadable(
+            f"{path} cannot be read: {error}. See to the disk, and try again."
+        ) from error
     if not isinstance(content, dict) or content.pop("xxh3_128", None) != _checksum(content):
         raise CheckpointError(f"{path} is damaged or was edited: its checksum is not that of its content")
     if content.get("format") != FORMAT:

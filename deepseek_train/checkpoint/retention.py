@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepseek_train.checkpoint.folders import Found, committed
+from deepseek_train.checkpoint.errors import CheckpointUnreadable
+from deepseek_train.checkpoint.folders import RETIRED, Found, committed, half_deleted
 from deepseek_train.checkpoint.places import Place, remove_folder
 
 log = logging.getLogger(__name__)
@@ -41,15 +42,29 @@ class Retention:
 
 def retire(root: Place, latest: Place, retention: Retention) -> None:
     """Delete what is not kept. What cannot be deleted stays, with a warning: a full checkpoint more is no reason to
-    stop a run."""
-    for one in retention.to_go(committed(root), latest):
+    stop a run. One thread at a time."""
+    for leftover in half_deleted(root):
         try:
-            path = one.path
-            if isinstance(path, Path):  # renamed first: half a checkpoint must not look like one
-                path = path.rename(path.with_name(f"{path.stem}.tmp-retired{path.suffix}"))
-            remove_folder(path)
+            remove_folder(leftover)
+        except OSError as error:
+            log.warning("old checkpoint %s could not be deleted: %s", leftover, error)
+    try:
+        going = retention.to_go(committed(root), latest)
+    except CheckpointUnreadable as error:
+        log.warning("old checkpoints stay until the next save: %s", error)
+        return
+    for one in going:
+        try:
+            discard(one.path)
         except OSError as error:
             log.warning("old checkpoint %s could not be deleted: %s", one.path, error)
+
+
+def discard(path: Place) -> None:
+    """Deletes a checkpoint; killed meanwhile, it leaves a draft at most. Raises OSError."""
+    if isinstance(path, Path):  # renamed first: half a checkpoint must not look like one
+        path = path.rename(path.with_name(f"{path.stem}.{RETIRED}{path.suffix}"))
+    remove_folder(path)
 
 
 def _loss(found: Found) -> float:

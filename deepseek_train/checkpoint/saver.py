@@ -32,7 +32,8 @@ class _Running:
 
 
 class Saver:
-    """Saves all ranks' snapshots in ``root``, a folder that all ranks see. Every method but ``writing`` is collective.
+    """Saves all ranks' snapshots in ``root``, a folder that all ranks see. Every method is collective, but for
+    ``writing``, ``settle`` and ``close``.
 
     Host memory: once the size of this rank's state, kept from one save to the next, pinned where the state is on a GPU.
     """
@@ -45,6 +46,7 @@ class Saver:
         self._planned: list[str] = []
         self._copies: dict[tuple[str, int], Tensor] = {}
         self._running: _Running | None = None
+        self._retiring: Future[None] | None = None  # rank 0's
 
     @property
     def running(self) -> int | None:
@@ -96,8 +98,14 @@ class Saver:
                 _remove(running.draft)
             raise
         if own_rank() == 0:
-            self._thread.submit(retire, self._root, final, self._retention)
+            self._retiring = self._thread.submit(retire, self._root, final, self._retention)
         return final
+
+    def settle(self) -> None:
+        """Waits for deletions (not collective): rank 0 may look for checkpoints then, and meets none half deleted."""
+        if self._retiring is not None:
+            self._retiring.result()
+            self._retiring = None
 
     def close(self) -> None:
         """Waits for deletions. Not collective; a save under way is given up."""

@@ -41,6 +41,8 @@ def newest_good(root: Place, step: int | None = None) -> Place | None:
     none (collective).
 
     Those found damaged on the way are set aside (``step-N.bad``), with a warning that says what is wrong with it.
+    Raises CheckpointError where it cannot be told which are: a disk that does not answer, or a folder that is not the
+    same for all ranks.
     """
 
     def look() -> tuple[Place | None, bool]:
@@ -63,12 +65,40 @@ def newest_good(root: Place, step: int | None = None) -> Place | None:
 
 
 def problem_of(path: Place) -> str | None:
-    """What is damaged in a checkpoint, None where nothing is; all files are read, each by one rank (collective)."""
-    try:
-        together(lambda: check_files(path, own_rank(), world_size()), lambda nothings: nothings)
-    except CheckpointError as error:
-        return str(error)
-    return None
+    """What is damaged in a checkpoint, None where nothing is; all files are read, each by one rank (collective). Raises
+    as ``newest_good`` does."""
+    return together(
+        lambda: _damaged(path, own_rank(), world_size()), lambda found: [_confirmed(path, found)] * len(found)
+    )
+
+
+def _damaged(path: Place, rank: int, ranks: int) -> dict[str, str]:
+    """What is wrong with which of this rank's share of the files."""
+    manifest = read_manifest(path)  # rank 0 has read it: whoever cannot sees another folder
+    found = {}
+    for name in sorted(manifest.files)[rank::ranks]:
+        try:
+            verify(path, name, manifest.files[name])
+        except CheckpointError as error:
+            found[name] = str(error)
+    return found
+
+
+def _confirmed(path: Place, damaged: list[dict[str, str]]) -> str | None:
+    """Rank 0 looks again at what ranks have found: a node whose disk is not mounted must not condemn a checkpoint."""
+    files, reasons = read_manifest(path).files, []
+    for rank, found in enumerate(damaged):
+        for name, theirs in found.items():
+            try:
+                verify(path, name, files[name])
+            except CheckpointError as error:
+                reasons.append(str(error))
+                continue
+            raise CheckpointError(
+                f"rank {rank} finds: {theirs}; but rank 0 finds that file whole. Mount the same {path.parent} for all "
+                "ranks, and start again."
+            )
+    return "\n".join(reasons) or None
 
 
 def check_files(path: Place, rank: int, ranks: int) -> Manifest:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import find_checkpoint
-from deepseek_train.checkpoint.hf_folder import CONFIG, HfFolder
+from deepseek_train.checkpoint.hf_config import CONFIG
+from deepseek_train.checkpoint.hf_folder import HfFolder
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.config.parse import ConfigError, parse

@@ -30,8 +30,8 @@ from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
 from deepseek_train.checkpoint.folders import CHECKPOINTS, Found, committed, found_at, set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify
-from deepseek_train.checkpoint.places import Place, remove_folder
-from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.retention import Retention, discard
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.monitor import numbers
@@ -80,7 +80,7 @@ def _say(words: Sequence[str]) -> None:
             _verify(_folder(_one(rest)))
         case "reshard":
             asked = parse_key_values(Reshard, rest, _wrong_reshard)
-            print(rewrite(_single(UPath(asked.source)), UPath(asked.target), asked.files))
+            print(rewrite(_single(_opened(asked.source)), _opened(asked.target), asked.files))
         case "prune":
             place = [word for word in rest if "=" not in word]
             asked_prune = parse_key_values(Prune, [word for word in rest if "=" in word], _wrong_prune)
@@ -135,7 +135,7 @@ def _prune(root: Place, asked: Prune) -> None:
     going += set_aside_in(root) if asked.bad == "true" else []
     for path in going:
         if asked.dry == "false":
-            remove_folder(path)
+            discard(path)
         print(f"{'deleted' if asked.dry == 'false' else 'would delete'} {path}")
     if not going:
         print("nothing to delete")
@@ -145,8 +145,17 @@ def _prune(root: Place, asked: Prune) -> None:
 
 def _one(words: Sequence[str]) -> Place:
     if len(words) != 1:
-        raise UsageError([f"one place is needed, {len(words)} are given"])
-    return UPath(words[0])
+        raise UsageError([f"one place is needed, {len(words)} are given; write a run's folder, as runs/tiny"])
+    return _opened(words[0])
+
+
+def _opened(words: str) -> Place:
+    try:
+        place = UPath(words)
+        place.fs  # noqa: B018  asked for here: only now does fsspec look for the package that this URL needs
+    except (ImportError, ValueError) as error:
+        raise UsageError([f"{words} cannot be opened: {error}"]) from error
+    return place
 
 
 def _folder(place: Place) -> Place:

@@ -9,7 +9,7 @@ from upath import UPath
 
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import CHECKPOINTS, committed
-from deepseek_train.checkpoint.hf_folder import CONFIG
+from deepseek_train.checkpoint.hf_config import CONFIG
 from deepseek_train.checkpoint.manifest import NAME as MANIFEST_FILE
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.stored import StoredCheckpoint

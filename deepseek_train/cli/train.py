@@ -123,6 +123,11 @@ def prepare_data(config: RunConfig, layout: ParallelLayout, *, under_torchrun: b
         )
         what = f"{config.data.path} holds no prepared data"
         raise ConfigError([Problem("data.path", what, f"Once, on one machine: {command}")])
+    if config.data.source is None:
+        what = f"{config.data.path} holds no prepared data, and data.source names no text to prepare"
+        raise ConfigError(
+            [Problem("data.path", what, "Name another folder, or the text: data.source=FOLDER")]
+        )
     print(f"preparing {config.data.source} data in {config.data.path}", flush=True)
     prepare(config.data, config.model.vocab_size, progress=True)
     if problems := data_problems(config, layout):

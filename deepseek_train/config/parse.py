@@ -34,7 +34,11 @@ class ConfigError(ValueError):
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-_EXAMPLES = {int: "Write 20_000 or 2e4.", float: "Write 0.1 or 1e-4.", bool: "Write true or false."}
+_EXAMPLES = {
+    int: "Write a whole number, as 4 or 2e4.",
+    float: "Write 0.1 or 1e-4.",
+    bool: "Write true or false.",
+}
 
 _FAILED = object()  # stands for a value that could not be built; its problem has been noted
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from upath import UPath
 
+from deepseek_train.checkpoint.agree import on_first
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import find_checkpoint, set_aside_in
 from deepseek_train.checkpoint.places import Place
@@ -43,16 +43,15 @@ def begin(job: Job, root: Place) -> Begun:
         progress, wandb_id = load_checkpoint(job, path)
         how = f"resumed from {path} after step {progress.step}"
         return Begun(progress, wandb_id, how, other_data(job, path))
-    bad = [str(one) for one in set_aside_in(root)] if dist.get_rank() == 0 else []
-    told = [bad]
-    dist.broadcast_object_list(told, src=0)
-    if told[0] or config.resume == "must":
-        found = f" ({', '.join(told[0])} are damaged)" if told[0] else ""
+    bad = on_first(lambda: [str(one) for one in set_aside_in(root)])
+    if config.resume == "must" or (bad and config.resume != "never"):
+        found = f" ({', '.join(bad)} are damaged)" if bad else ""
         raise NoGoodCheckpoint(
             f"no checkpoint in {root} is whole{found}: mend one (why-bad.txt in each says what is wrong), remove them, "
             f"or start afresh with resume=never."
         )
     if config.init_from is not None:
-        load_weights(job, find_checkpoint(UPath(config.init_from)))
+        source = UPath(config.init_from)
+        load_weights(job, on_first(lambda: find_checkpoint(source)))  # another run may be saving there
         return Begun(Progress(), None, f"weights of {config.init_from}, a new optimizer")
     return Begun(Progress(), None, "")

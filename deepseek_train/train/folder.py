@@ -37,10 +37,30 @@ def open_folder(config: RunConfig) -> Path:
     if config.resume == "never" and (folder / CONFIG_FILE).exists():
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / OUTCOME_FILE).unlink(missing_ok=True)  # an earlier session's
     shutil.copyfile(
         Path(config.data.path) / TOKENIZER_FILE, folder / TOKENIZER_FILE
     )  # exports and samples need it
     return folder
+
+
+def write_config(config: RunConfig, folder: Path) -> None:
+    """Keeps the resolved configuration in the run folder; killed meanwhile, it leaves the one before."""
+    draft = folder / f"{CONFIG_FILE}.tmp"
+    draft.write_text(config_yaml(config), encoding="utf-8")
+    draft.replace(folder / CONFIG_FILE)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What ``write_config`` wrote. Raises ValueError where it is something else, OSError."""
+    path = folder / CONFIG_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+        raise ValueError(f"{path} is no run's configuration: it has no group 'data'")
+    return content
 
 
 def note_outcome(folder: Path, *, complete: bool, step: int) -> None:

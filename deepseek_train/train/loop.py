@@ -63,6 +63,8 @@ def train(job: Job, folder: Path) -> None:
         observer.event(Event(progress.step, "other data", begun.other_data))
     if progress.tokens >= config.train.total_tokens:
         observer.monitor.close()
+        if job.place.rank == 0:
+            note_outcome(folder, complete=True, step=progress.step)
         observer.say(
             f"this run is complete: {progress.tokens} tokens of {config.train.total_tokens} asked for. Raise "
             f"train.total_tokens to go on (curves that are shares of it stretch), or start afresh with resume=never "
@@ -86,8 +88,8 @@ def train(job: Job, folder: Path) -> None:
             if metrics.skipped:
                 observer.event(_skipped(progress, metrics))
                 if 0 < config.train.guard.max_skips <= progress.guard.in_a_row:
-                    if saving.running:
-                        saving.finish()
+                    job.where.phase("going back to a checkpoint", long=True)
+                    saving.settle()
                     progress = roll_back(job, root, progress, observer)
                     continue
             if metrics.timeline is not None:
@@ -111,8 +113,11 @@ def train(job: Job, folder: Path) -> None:
             if finished or stopping:
                 saving.insist(progress.step, content)
                 break
-            if saving.due(progress.step) and not in_row:
-                saving.begin(progress.step, content)
+            if saving.due(progress.step):
+                if in_row:
+                    saving.put_off(progress.step)
+                else:
+                    saving.begin(progress.step, content)
     saving.close()
     job.where.phase("sample and report", long=True)
     sample = _sample(job, observer) if finished else None

@@ -11,7 +11,8 @@ import yaml
 from upath import UPath
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import find_checkpoint
+from deepseek_train.checkpoint.folders import find_checkpoint, newest
+from deepseek_train.checkpoint.hf_config import CONFIG as HF_CONFIG
 from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.config.check import check, of_fallback
 from deepseek_train.config.fallbacks import variants
@@ -26,7 +27,7 @@ from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
-from deepseek_train.train.folder import CONFIG_FILE, as_json, checkpoints_of, config_yaml
+from deepseek_train.train.folder import CONFIG_FILE, as_json, checkpoints_of, config_yaml, read_config
 from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
@@ -141,16 +142,26 @@ def _folder(config: RunConfig) -> list[Problem]:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         return [Problem("run_dir", f"cannot write to {parent}", "Choose a folder that is yours: run_dir=...")]
+    try:
+        there = checkpoints_of(config, folder).is_dir()
+    except (ImportError, ValueError, OSError) as error:
+        mend = "Name a folder, or a URL that fsspec and its packages here know; null: the run folder's own."
+        return [Problem("checkpoint.path", f"{config.checkpoint.path} cannot be looked at: {error}", mend)]
     if config.resume == "never":
         return []
-    saved = folder / CONFIG_FILE
-    if not checkpoints_of(config, folder).is_dir() or not saved.is_file():
+    if not there or not (folder / CONFIG_FILE).is_file():
         if config.resume == "must":
             return [
                 Problem("resume", f"{folder} holds no checkpoint", "Use resume=auto, or another run_dir.")
             ]
         return []
-    before: dict[str, Any] = yaml.safe_load(saved.read_text())
+    try:
+        before = read_config(folder)
+    except (ValueError, OSError) as error:
+        mend = (
+            f"Delete {folder / CONFIG_FILE} to go on as this command says, or start afresh with resume=never."
+        )
+        return [Problem("run_dir", str(error), mend)]
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))
     for group, kind in get_type_hints(RunConfig).items():
         if is_dataclass(kind) and isinstance(
@@ -184,14 +195,23 @@ def _difference(before: Any, now: Any) -> str:
 
 
 def _init_from(config: RunConfig) -> list[Problem]:
-    """Whether the weights that a new run is to begin with are there, and of its model."""
+    """Whether the weights that a new run is to begin with are there, and of its model. A run that has a checkpoint of
+    its own begins with that one."""
     if config.init_from is None:
         return []
     mend = "Name a checkpoint, or a run or a folder of deepseek-convert that has one."
     try:
+        if config.resume != "never" and newest(checkpoints_of(config, Path(config.run_dir))) is not None:
+            return []
+        if (UPath(config.init_from) / HF_CONFIG).is_file():
+            what = f"{config.init_from} is a folder in Hugging Face's layout"
+            convert = (
+                f"deepseek-convert from_hf source={config.init_from} target=FOLDER, and init_from=FOLDER."
+            )
+            return [Problem("init_from", what, convert)]
         path = find_checkpoint(UPath(config.init_from))
         theirs = read_manifest(path).facts.get("model")
-    except CheckpointError as error:
+    except (CheckpointError, ImportError, ValueError, OSError) as error:
         return [Problem("init_from", str(error), mend)]
     ours = as_json(config.model)
     if not isinstance(theirs, dict):

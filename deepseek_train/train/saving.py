@@ -14,14 +14,17 @@ _INSIST_SECONDS = (1.0, 4.0, 15.0)  # between attempts of a save that nothing co
 
 
 class Saving:
-    """All methods but ``due`` and ``writing`` are collective. ``say`` is heard on rank 0."""
+    """All methods but ``due``, ``put_off`` and ``writing`` are collective. ``say`` is heard on rank 0."""
 
     def __init__(self, saver: Saver, config: CheckpointConfig, say: Callable[[str], None]) -> None:
         self._saver, self._config, self._say = saver, config, say
         self._began = 0.0  # monotonic seconds
         self._stall = 0.0  # seconds the run waited for the save under way
         self.failures = 0  # in a row
-        self._again = 0  # the step after which a failed save is tried again
+        self._again: int | None = (
+            None  # from this step on a save is made up for: one that failed, or was put off
+        )
+        self._insisting = False
 
     @property
     def running(self) -> bool:
@@ -35,7 +38,11 @@ class Saving:
 
     def due(self, step: int) -> bool:
         every = self._config.every
-        return (every > 0 and step % every == 0) or step == self._again
+        return (every > 0 and step % every == 0) or (self._again is not None and step >= self._again)
+
+    def put_off(self, step: int) -> None:
+        """The save due after ``step`` waits for the next one."""
+        self._again = step + 1
 
     def begin(self, step: int, snapshot: Callable[[], Snapshot]) -> None:
         """Starts to save; waits for the save under way first, if there is one. A failure is told and counted. Raises
@@ -43,6 +50,7 @@ class Saving:
         if self.running:
             self._say(f"checkpoint of step {self._saver.running} is still being written: step {step} waits")
             self.finish()
+        self._again = None
         self._began = time.monotonic()
         try:
             self._saver.begin(step, snapshot())
@@ -61,12 +69,14 @@ class Saving:
             self._failed(step, error)
             return
         now = time.monotonic()
-        self.failures, self._again = 0, 0
+        self.failures = 0
         stall = self._stall + now - started
         self._say(f"checkpoint: {path} ({stall:.2f} s waited for, {now - self._began:.1f} s in all)")
 
     def insist(self, step: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Saves and waits for it, several times if need be. Raises CheckpointError where all fail."""
+        """Saves and waits for it, several times if need be, however many have failed before. Raises CheckpointError
+        where all fail."""
+        self._insisting = True
         for pause in (*_INSIST_SECONDS, None):
             self.begin(step, snapshot)
             if self.running:
@@ -79,6 +89,12 @@ class Saving:
             f"step {step} could not be saved: make room or mend the disk, and start again from the checkpoint before"
         )
 
+    def settle(self) -> None:
+        """Finishes the save under way, if there is one, and waits until what it replaces is gone."""
+        if self.running:
+            self.finish()
+        self._saver.settle()
+
     def close(self) -> None:
         self._saver.close()
 
@@ -87,7 +103,7 @@ class Saving:
         self._again = step + 2 ** min(self.failures - 1, 10)
         most = self._config.max_failures
         self._say(f"WARNING: step {step} was not saved (failure {self.failures} of {most} in a row): {error}")
-        if self.failures >= most:
+        if self.failures >= most and not self._insisting:
             raise CheckpointError(
                 f"{self.failures} saves in a row failed, so the run stops (checkpoint.max_failures); the last: {error}"
             )

@@ -6,6 +6,7 @@ from typing import Any
 import torch.distributed as dist
 
 from deepseek_train.checkpoint.agree import on_first
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.checkpoint.pieces import Piece, Snapshot
 from deepseek_train.checkpoint.places import Place
@@ -88,9 +89,7 @@ def checkpoint_of(
 def load_checkpoint(job: Job, path: Place) -> tuple[Progress, str | None]:
     """Puts a checkpoint into the job (collective): bitwise the state that was saved, whatever layout saved it. Returns
     progress and wandb id. Raises CheckpointError, DataError."""
-    has_averages = on_first(
-        lambda: any(name.startswith("ema/") for name in read_index(path, read_manifest(path)))
-    )
+    has_averages = on_first(lambda: _has_averages(path))
     whole = snapshot(job, {})
     wanted = [piece for piece in whole.pieces if has_averages or not piece.name.startswith("ema/")]
     # Averages may be begun with, or given up, in the middle of a run.
@@ -118,6 +117,16 @@ def other_data(job: Job, path: Place) -> str | None:
     except DataError as error:
         return error.what
     return None
+
+
+def _has_averages(path: Place) -> bool:
+    manifest = read_manifest(path)
+    if "optimizer_steps" not in manifest.facts:
+        raise CheckpointError(
+            f"{path} holds weights alone, of no run that could go on (deepseek-convert makes such): "
+            f"begin one with them, init_from={path} and another name=... or run_dir=..."
+        )
+    return any(name.startswith("ema/") for name in read_index(path, manifest))
 
 
 def load_weights(job: Job, path: Place) -> None:

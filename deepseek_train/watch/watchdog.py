@@ -74,7 +74,7 @@ class Watchdog:
     def _obituary(self, lost: list[Sight]) -> str:
         """Which ranks have died without a word, one a line; empty where a sibling says it, the first that lives."""
         here = (s.rank for s in self._board.sights() if s.state is State.HERE and self._board.lives(s))
-        if min(here) != self._rank:
+        if min(here, default=self._rank) != self._rank:
             return ""
         return "\n".join(f"rank {s.rank} lost at {s.place} (pid {s.pid})" for s in lost)
 

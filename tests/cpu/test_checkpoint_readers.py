@@ -17,11 +17,11 @@ from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
-from deepseek_train.checkpoint.folders import Found
+from deepseek_train.checkpoint.folders import Found, new_draft
 from deepseek_train.checkpoint.index import DTYPES, StoredTensor
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.plan import Offer, plan_save
-from deepseek_train.checkpoint.retention import Retention
+from deepseek_train.checkpoint.retention import Retention, retire
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.checkpoint.tensor_file import Part, layout_of
 
@@ -96,6 +96,15 @@ def test_an_index_of_numbers_is_refused_or_sound(
     except CheckpointError:
         return
     check_sound(found)
+
+
+def test_no_tensor_is_larger_than_the_files_that_hold_it() -> None:
+    """A small index that names the same bytes over and over must not make a reader allocate a terabyte."""
+    chunks = [[1000 * i, 1000, 0, 0] for i in range(10)]
+    table = {"w": {"dtype": "F32", "total": 10_000, "chunks": chunks}}
+    content = json.dumps({"files": ["f"], "tensors": table}).encode()
+    with pytest.raises(CheckpointError, match="'w' is larger than all files together"):
+        index.decode(content, "index", {"f": FileRecord(4000, "")})
 
 
 def check_sound(found: dict[str, StoredTensor]) -> None:
@@ -236,3 +245,14 @@ def test_stand_ins_go() -> None:
     stand_in = Found(Path("step-00000003.replaced"), 3, {})
     others = [Found(Path(f"step-{step}"), step, {}) for step in (3, 2)]
     assert Retention(5).to_go([others[0], stand_in, others[1]], others[0].path) == [stand_in]
+
+
+def test_what_is_being_deleted_is_left_to_whoever_deletes(tmp_path: Path) -> None:
+    half = tmp_path / "step-00000001.tmp-retired"
+    half.mkdir()
+    draft = new_draft(tmp_path, 2)
+    assert half.exists()
+    again = new_draft(tmp_path, 2)
+    assert not draft.exists()
+    retire(tmp_path, tmp_path / "step-00000002", Retention())
+    assert [*tmp_path.iterdir()] == [again]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.hf_config import FP8, from_hf, to_hf
-from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX, ONE_FILE, HfFolder
+from deepseek_train.checkpoint.hf_config import CONFIG, FP8, from_hf, to_hf
+from deepseek_train.checkpoint.hf_folder import INDEX, ONE_FILE, HfFolder
 from deepseek_train.checkpoint.hf_import import import_hf
 from deepseek_train.config.schema import ModelConfig
 from tests.helpers.hf_folders import change_config, exported, random_weights, tensors_of

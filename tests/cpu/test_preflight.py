@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from deepseek_train.checkpoint.alone import Planned, write_alone
-from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.expert.deep_ep_problems import Load, Machine, deep_ep_problems
@@ -20,7 +17,6 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import node_problems, plan_experts
-from deepseek_train.train.folder import CONFIG_FILE, as_json, config_yaml
 from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 
@@ -238,26 +234,6 @@ def test_what_deep_ep_itself_demands(generation: int, load: Load, said: list[str
         assert words in text
 
 
-def test_a_run_from_before_a_field_existed_goes_on() -> None:
-    """What its configuration does not say is what it then was; what it says otherwise is still refused."""
-    before = yaml.safe_load(config_yaml(tiny()))
-    for field in ("ep_across_mirrors", "layers"):
-        del before["parallel"][field]
-    folder = Path(before["run_dir"])
-    (folder / CHECKPOINTS).mkdir(parents=True)
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(before))
-    assert told() == []
-    assert told("parallel.dispatcher=flat", "parallel.check_splits=true") == []
-    ((where, said),) = told("precision.dispatch=bf16")
-    assert where == "precision"
-    assert "dispatch was params, is bf16" in said
-    assert told("parallel.layers=2|1") == []  # any layout reads any checkpoint
-    ((where, said),) = told("data.fim_rate=0.5")
-    assert where == "data"
-    assert "fim_rate was 0.1, is 0.5" in said
-    assert told("data.fim_rate=0.5", "data.allow_change=true") == []
-
-
 @pytest.mark.parametrize(
     ("world", "here", "refused"), [(8, 4, True), (8, 8, False), (16, 8, False), (32, 16, False)]
 )
@@ -267,21 +243,3 @@ def test_nodes_do_not_span_machines(world: int, here: int, refused: bool) -> Non
     assert [p.where for p in found] == ["cluster.gpus_per_node"] * refused
     assert all("4 ranks were started on this machine, of 8 in all" in p.what for p in found)
     assert node_problems(tiny("parallel.ep=1"), world, here) == []
-
-
-def test_weights_to_begin_with_are_looked_at(tmp_path: Path) -> None:
-    def store(name: str, **facts: object) -> str:
-        planned = [Planned("master/w", torch.float32, 2)]
-        root = tmp_path / name / CHECKPOINTS
-        write_alone(root, 3, planned, lambda _, start, end: iter([torch.zeros(end - start)]), facts)
-        return f"init_from={tmp_path / name}"
-
-    model = as_json(tiny().model)
-    assert told(store("same", model=model | {"name": "other", "rope_theta": 1e6})) == []
-    ((where, said),) = told(store("wider", model=model | {"hidden_size": 256}))
-    assert where == "init_from"
-    assert "hidden_size was 256, is 128" in said
-    ((_, said),) = told(store("silent"))
-    assert "does not say of which model it is" in said
-    ((_, said),) = told(f"init_from={tmp_path / 'nowhere'}")
-    assert "holds no weights" in said

@@ -2,8 +2,11 @@
 checkpoints are set aside, and object stores work without a rename.
 """
 
+import errno
 import json
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,73 @@ def test_failed_saves_are_tried_again_and_end_a_run_only_in_a_row(tmp_path: Path
     assert names(tmp_path / "good") == ["step-00000200"]
 
 
+def test_a_save_that_fails_behind_the_run_is_tried_again_though_its_turn_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = Saving(Saver(tmp_path, Retention(1)), CheckpointConfig(every=100), lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(saver_module, "write_tensor_file", lambda *_: (tmp_path / "no" / "x").write_bytes(b""))
+        saving.begin(100, lambda: of_value(1.0))
+        saving.finish()  # the run is at step 105 by then
+    assert saving.due(106)
+    saving.begin(106, lambda: of_value(1.0))
+    saving.finish()
+    assert not saving.due(107)
+    saving.close()
+    assert names(tmp_path) == ["step-00000106"]
+
+
+def test_a_save_put_off_is_due_at_the_next_step(tmp_path: Path) -> None:
+    saving = Saving(Saver(tmp_path, Retention(1)), CheckpointConfig(every=100), lambda _: None)
+    saving.begin(100, lambda: of_value(1.0))
+    saving.put_off(200)
+    saving.finish()
+    assert saving.due(201)
+    saving.begin(201, lambda: of_value(2.0))
+    assert not saving.due(202)
+    saving.settle()
+    saving.close()
+
+
+def test_the_last_save_is_insisted_on_however_many_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "full" / "checkpoints"
+    (tmp_path / "full").touch()
+    saving = Saving(Saver(root, Retention(1)), CheckpointConfig(max_failures=2), lambda _: None)
+    saving.begin(1, lambda: of_value(1.0))
+    pauses: list[float] = []
+
+    def mended_in_the_third_pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            (tmp_path / "full").unlink()
+
+    monkeypatch.setattr("deepseek_train.train.saving.time.sleep", mended_in_the_third_pause)
+    saving.insist(2, lambda: of_value(2.0))
+    saving.close()
+    assert names(root) == ["step-00000002"]
+
+
+def test_nothing_is_being_deleted_once_it_has_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a rollback wants it, which looks at all folders there are."""
+    original = saver_module.retire
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.3)
+        original(*arguments)
+
+    monkeypatch.setattr(saver_module, "retire", slow)
+    saving = Saving(Saver(tmp_path, Retention(1)), CheckpointConfig(), lambda _: None)
+    for step in (1, 2):
+        saving.begin(step, lambda: of_value(1.0))
+        saving.settle()
+    assert names(tmp_path) == ["step-00000002"]
+    saving.close()
+
+
 # Damaged checkpoints
 
 
@@ -157,6 +227,46 @@ def test_damaged_checkpoints_are_set_aside_and_the_newest_good_one_is_taken(
     assert "rank-00000.safetensors has 0 bytes" in why[4]
     assert "manifest.json cannot be read" in why[3]
     assert "tensors.json is damaged" in why[2]
+
+
+def find_good_blind(rank: int, ranks: int, root: Path, name: str) -> str:
+    """Rank 1 sees nothing of the files called ``name``."""
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            seen = Path.is_file
+            patch.setattr(Path, "is_file", lambda path: path.name != name and seen(path))
+        return message(lambda: newest_good(root))
+
+
+def test_a_rank_that_sees_another_folder_condemns_nothing(tmp_path: Path) -> None:
+    run_ranks(save_state, 2, tmp_path)
+    hidden = sorted(["rank-00000.safetensors", "rank-00001.safetensors", "tensors.json"])[1]  # rank 1's share
+    one, two = run_ranks(find_good_blind, 2, tmp_path, hidden)
+    assert one == two
+    assert f"rank 1 finds: {tmp_path / 'step-00000007' / hidden} is missing" in one
+    assert f"Mount the same {tmp_path} for all ranks" in one
+    assert names(tmp_path) == ["step-00000007"]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rank-00000.safetensors"])
+def test_a_disk_that_does_not_answer_condemns_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    save_state(0, 1, tmp_path)
+    stat = Path.stat
+
+    def stale(path: Path, **keywords: Any) -> os.stat_result:
+        if path.name == name:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **keywords)
+
+    monkeypatch.setattr(Path, "stat", stale)
+    if name != "manifest.json":
+        monkeypatch.setattr(Path, "is_file", lambda path: path.name == name or os.path.isfile(path))
+    text = message(lambda: newest_good(tmp_path))
+    monkeypatch.undo()
+    assert "Stale file handle" in text
+    assert names(tmp_path) == ["step-00000007"]
 
 
 # Object stores

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,40 @@ import xxhash
 from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX, HfFolder
 from deepseek_train.checkpoint.manifest import FileRecord, read_manifest
+from deepseek_train.config.schema import ModelConfig
 from deepseek_train.data import manifest as data_manifest
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import FileEntry, Shard
 from deepseek_train.data.shards import ShardWriter, TokenStream, read_index
+from deepseek_train.spec.weights import all_weights
+from tests.helpers.hf_folders import exported, random_weights
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz_"))
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # thousands of small files
+_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz_", dir=_MEMORY))
+_SHARD = "model-00001-of-00001.safetensors"
+MODEL = ModelConfig(
+    name="fuzz",
+    vocab_size=8,
+    hidden_size=4,
+    num_layers=2,
+    num_dense_layers=1,
+    num_heads=1,
+    qk_nope_head_dim=2,
+    qk_rope_head_dim=2,
+    v_head_dim=2,
+    q_lora_rank=2,
+    kv_lora_rank=2,
+    dense_ffn_size=4,
+    num_routed_experts=2,
+    num_shared_experts=1,
+    expert_ffn_size=2,
+    experts_per_token=1,
+    num_expert_groups=1,
+    expert_groups_per_token=1,
+    routed_scale=1.0,
+)
 _FILES = {"rank-00000.safetensors": FileRecord(400, "0" * 32)}
 
 
@@ -95,9 +123,50 @@ def token_shard(content: bytes) -> None:
     stream.read_into(np.empty(len(stream), np.int64), 0)
 
 
+def _hf(name: str, content: bytes) -> None:
+    """``content`` in place of a file of a good folder; what is opened can be read to its end."""
+    good = _hf_folder()
+    path, before = good / name, (good / name).read_bytes()
+    path.write_bytes(content)
+    try:
+        folder = HfFolder.open(good)
+        for weight in all_weights(folder.model):
+            assert folder.read(weight.name).shape == weight.shape
+    except CheckpointError:
+        return
+    finally:
+        path.write_bytes(before)
+
+
+def hf_config(content: bytes) -> None:
+    _hf(CONFIG, content)
+
+
+def hf_index(content: bytes) -> None:
+    _hf(INDEX, content)
+
+
+def hf_shard(content: bytes) -> None:
+    _hf(_SHARD, content)
+
+
+@cache
+def _hf_folder() -> Path:
+    return exported(_FOLDER, MODEL, random_weights(MODEL))
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
-    for target in (checkpoint_manifest, checkpoint_index, token_manifest, token_index, token_shard)
+    for target in (
+        checkpoint_manifest,
+        checkpoint_index,
+        token_manifest,
+        token_index,
+        token_shard,
+        hf_config,
+        hf_index,
+        hf_shard,
+    )
 }
 
 
@@ -131,4 +200,7 @@ def seeds() -> dict[str, bytes]:
         "token_manifest": json.dumps(values).encode(),
         "token_index": idx,
         "token_shard": idx + tokens,
+        "hf_config": (_hf_folder() / CONFIG).read_bytes(),
+        "hf_index": (_hf_folder() / INDEX).read_bytes(),
+        "hf_shard": (_hf_folder() / _SHARD).read_bytes(),
     }

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
+from deepseek_train.checkpoint.hf_config import CONFIG
 from deepseek_train.checkpoint.hf_export import HfType, export
-from deepseek_train.checkpoint.hf_folder import CONFIG, INDEX
+from deepseek_train.checkpoint.hf_folder import INDEX
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.checkpoint.weight_source import CheckpointWeights, checkpoint_names
 from deepseek_train.config.schema import ModelConfig

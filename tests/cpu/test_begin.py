@@ -1,0 +1,37 @@
+"""Where a run begins, as far as that is decided before a weight is loaded."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from deepseek_train.checkpoint.alone import Planned, write_alone
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import set_aside
+from deepseek_train.cli.compose import compose_config
+from deepseek_train.train.begin import NoGoodCheckpoint, begin
+
+
+def job(*overrides: str) -> Any:
+    """All of a job that is asked."""
+    return SimpleNamespace(config=compose_config(["experiment=tiny", *overrides]))
+
+
+def weights_alone(root: Path) -> Path:
+    planned = [Planned("master/w", torch.float32, 2)]
+    return Path(str(write_alone(root, 0, planned, lambda *_: iter([torch.zeros(2)]), {"step": 0})))
+
+
+def test_a_folder_of_weights_alone_says_how_to_begin_with_them(tmp_path: Path) -> None:
+    path = weights_alone(tmp_path)
+    with pytest.raises(CheckpointError, match=f"begin one with them, init_from={path}"):
+        begin(job(), tmp_path)
+
+
+def test_where_all_are_damaged_only_resume_never_begins_anew(tmp_path: Path) -> None:
+    set_aside(weights_alone(tmp_path), "a flipped bit")
+    with pytest.raises(NoGoodCheckpoint, match="step-00000000.bad are damaged"):
+        begin(job(), tmp_path)
+    assert begin(job("resume=never"), tmp_path).progress.step == 0
