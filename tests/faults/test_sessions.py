@@ -112,7 +112,7 @@ def test_told_twice_it_ends_now(folder: Path) -> None:
     session.signal(signal.SIGTERM)
     code, err = session.end()
     assert code == 128 + signal.SIGTERM, err
-    assert time.monotonic() - began < 20  # 1.1 s on an idle machine
+    assert time.monotonic() - began < 20
     assert "Traceback" not in err
 
 
