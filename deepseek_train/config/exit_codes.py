@@ -19,7 +19,9 @@ class ExitCode(IntEnum):
     PEER_LOST = 4  # another rank died; its last place is printed: start again
     HUNG = 5  # nothing moved for too long; reports are in the run folder's hangs/: start again
     GIVEN_UP = 6  # the guard went back in vain (train/guard.py): somebody must look
-    REPLICAS_DIFFER = 7  # copies of a weight are not equal: start again, perhaps without the rank that is named
+    REPLICAS_DIFFER = (
+        7  # copies of a weight are not equal: start again, perhaps without the rank that is named
+    )
     OUT_OF_MEMORY = 8  # a rank's, named in the message: start again, smaller where it happens again
 
 
