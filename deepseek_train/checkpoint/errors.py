@@ -6,4 +6,5 @@ class CheckpointError(RuntimeError):
 
 
 class CheckpointUnreadable(CheckpointError):
-    """The disk does not answer: whether the checkpoint is whole cannot be told. No reason to set it aside."""
+    """Whether the checkpoint is whole cannot be told: the disk does not answer, or another version wrote it. No reason
+    to set it aside."""

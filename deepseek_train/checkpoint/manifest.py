@@ -88,7 +88,7 @@ def read_manifest(folder: Place) -> Manifest:
     if not isinstance(content, dict) or content.pop("xxh3_128", None) != _checksum(content):
         raise CheckpointError(f"{path} is damaged or was edited: its checksum is not that of its content")
     if content.get("format") != FORMAT:
-        raise CheckpointError(
+        raise CheckpointUnreadable(
             f"{path} has format {content.get('format')}, this version reads format {FORMAT}"
         )
     step, facts, files = (content.get(key) for key in ("step", "facts", "files"))

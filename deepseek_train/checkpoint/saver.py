@@ -4,7 +4,6 @@ All that ranks agree on happens in ``begin`` and ``finish``, which all ranks cal
 checksums and writes this rank's own file, nothing else. At most one save is under way.
 """
 
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -167,5 +166,5 @@ class Saver:
 def _remove(draft: Place) -> None:
     try:
         remove_folder(draft)
-    except (OSError, shutil.Error):  # what stays goes with the next save
+    except OSError:  # what stays goes with the next save
         return

@@ -22,7 +22,7 @@ class Saving:
         self._stall = 0.0  # seconds the run waited for the save under way
         self.failures = 0  # in a row
         self._again: int | None = (
-            None  # from this step on a save is made up for: one that failed, or was put off
+            None  # from this step on: a save that failed, or was put off, is made up for
         )
         self._insisting = False
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_train.cli.compose import CONFIG_DIR, compose_config
-from deepseek_train.config.schema import RunConfig
+from deepseek_train.cli.compose import CONFIG_DIR
 from deepseek_train.parallel.expert.deep_ep_problems import Load, Machine, deep_ep_problems
 from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.schedule.catalog import NAMES, make_schedule, placement_of
@@ -19,20 +18,12 @@ from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import node_problems, plan_experts
 from deepseek_train.train.preflight import preflight, resolve_layout
 from deepseek_train.train.stage_plan import num_stages, plan_stages
+from tests.helpers.preflight import tiny, told
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def tiny(*overrides: str) -> RunConfig:
-    """Three layers, EP2."""
-    return compose_config(["experiment=tiny", *overrides])
-
-
-def told(*overrides: str) -> list[tuple[str, str]]:
-    return [(p.where, f"{p.what} -> {p.mend}") for p in preflight(tiny(*overrides), None)]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import yaml
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.folders import CHECKPOINTS
-from deepseek_train.cli.compose import compose_config
-from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.manifest import TOKENIZER_FILE
 from deepseek_train.train.folder import (
     CONFIG_FILE,
@@ -21,21 +19,12 @@ from deepseek_train.train.folder import (
     open_folder,
     write_config,
 )
-from deepseek_train.train.preflight import preflight
+from tests.helpers.preflight import tiny, told
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def tiny(*overrides: str) -> RunConfig:
-    """Three layers, EP2."""
-    return compose_config(["experiment=tiny", *overrides])
-
-
-def told(*overrides: str) -> list[tuple[str, str]]:
-    return [(p.where, f"{p.what} -> {p.mend}") for p in preflight(tiny(*overrides), None)]
 
 
 def test_a_run_from_before_a_field_existed_goes_on() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from upath import UPath
 
+from deepseek_train.checkpoint import manifest as manifest_module
 from deepseek_train.checkpoint import saver as saver_module
 from deepseek_train.checkpoint.folders import newest
 from deepseek_train.checkpoint.pieces import Piece, Snapshot
@@ -289,3 +290,13 @@ def test_an_object_store_holds_checkpoints_too() -> None:
     save_state(0, 1, root, 9, keep=1)  # type: ignore[arg-type]
     assert newest_good(root) == root / "step-00000009"
     assert not first.exists()
+
+
+def test_a_checkpoint_of_another_version_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_module, "FORMAT", 3)
+    path = save_state(0, 1, tmp_path)
+    monkeypatch.undo()
+    assert "has format 3, this version reads format 2" in message(lambda: newest_good(tmp_path))
+    assert names(tmp_path) == [path.name]

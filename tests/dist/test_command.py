@@ -1,18 +1,18 @@
 """``deepseek-train`` as a user runs it: a run folder, Ctrl-C and resume to the same bits, torchrun, wrong input."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from deepseek_train.cli.train import run
+from tests.faults import commands
+from tests.faults.commands import write_text
 
 SMALL = [
     "experiment=tiny",
@@ -40,29 +40,14 @@ SMALL = [
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with some text in it."""
     folder = tmp_path_factory.mktemp("command")
-    (folder / "text").mkdir()
-    words = "def load(path): return open(path).read()  # a line like any other\n"
-    for i in range(40):
-        (folder / "text" / f"{i}.py").write_text("".join(f"x{i}_{j} = {i * j}\n" + words for j in range(12)))
+    write_text(folder)
     return folder
 
 
 def start(
     folder: Path, *arguments: str, module: tuple[str, ...] = ("deepseek_train.cli.train",)
 ) -> "subprocess.Popen[str]":
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", *module, *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    return commands.start(folder, *arguments, module=module)
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
