@@ -3,6 +3,7 @@ recipe, with Hopper's accumulation emulated; and what changes where a part of th
 
     python -m benchmarks.fp8_loss_gap                        # 45 minutes on two cores; leave the machine alone
     python -m benchmarks.fp8_loss_gap --minutes 2 --ablation-minutes 1 --out FOLDER
+    python -m benchmarks.fp8_loss_gap --steps 1200 --missing  # goes on where it was cut off
 """
 
 import argparse
@@ -53,17 +54,28 @@ class Plan:
         return long + [replace(case, name=report.SHORT + case.name) for case in short]
 
 
-def measure(plan: Plan, out: Path) -> None:
-    """Writes ``out``/fp8_loss_gap.{json,md,png} after every run: the later ones may be given up."""
-    found: dict[str, Curve] = {}
-    errors = gradient_errors(plan.size, plan.data, plan.short_steps // 2, plan.short_steps)
+def measure(plan: Plan, out: Path, missing: bool = False) -> None:
+    """Writes ``out``/fp8_loss_gap.{json,md,png} after every run: the later ones may be given up. ``missing``: only
+    those that are not there yet in the same length; gradients are taken as they are there."""
     path, facts, before = out / "fp8_loss_gap.json", _facts(plan), os.getloadavg()[0]
-    for curve in curves(plan, plan.cases()):
+    found: dict[str, Curve] = {}
+    if missing:
+        there, errors, revision = report.load(path)
+        found = {case.name: there[case.name] for case in plan.cases() if _is_there(case, there)}
+        if revision != facts["revision"]:
+            facts["revision"] += f"; of {', '.join(found)}: {revision}"
+    else:
+        errors = gradient_errors(plan.size, plan.data, plan.short_steps // 2, plan.short_steps)
+    for curve in curves(plan, [case for case in plan.cases() if case.name not in found]):
         found[curve.name] = curve
         ordered = {case.name: found[case.name] for case in plan.cases() if case.name in found}
         load = {"load, before and after": f"{before:.1f}, {os.getloadavg()[0]:.1f}"}
         report.save(path, facts | load, ordered, errors)
         picture.draw(ordered, path.with_suffix(".png"))
+
+
+def _is_there(case: Case, there: dict[str, Curve]) -> bool:
+    return case.name in there and len(there[case.name].losses) == case.steps
 
 
 def curves(plan: Plan, cases: list[Case]) -> Iterator[Curve]:
@@ -114,6 +126,7 @@ def main() -> None:
     parser.add_argument("--ablation-minutes", type=float, default=15.0)
     parser.add_argument("--steps", type=int, help="of the long runs, instead of a calibration")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    parser.add_argument("--missing", action="store_true", help="only runs that are not in FOLDER yet")
     parser.add_argument("--data", default="datasets/loss_gap", help="folder, prepared if it is not there")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for fp8_loss_gap.{json,md,png}")
     args = parser.parse_args()
@@ -121,7 +134,7 @@ def main() -> None:
     prepare(DataConfig(args.data, source=SOURCE), SMALL.model.vocab_size, progress=True)
     steps = args.steps or max(1, int(args.minutes * 60 / _LONG_WORK / calibrated(SMALL, args.data)))
     short = max(1, int(steps * args.ablation_minutes / args.minutes * _LONG_WORK / _SHORT_WORK))
-    measure(Plan(SMALL, args.data, steps, short, processes=args.processes), args.out)
+    measure(Plan(SMALL, args.data, steps, short, processes=args.processes), args.out, args.missing)
     print((args.out / "fp8_loss_gap.md").read_text())
 
 

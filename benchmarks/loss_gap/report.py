@@ -115,6 +115,17 @@ def save(
     path.with_suffix(".md").write_text(report(facts, rows, errors, mean_gaps(curves)))
 
 
+def load(path: Path) -> tuple[dict[str, Curve], tuple[GradientError, ...], str]:
+    """Curves by name, gradients' errors and the revision that ``save`` left."""
+    found = json.loads(path.read_text())
+    curves = [
+        Curve(**one | {"losses": tuple(one["losses"]), "held_out": tuple(map(tuple, one["held_out"]))})
+        for one in found["curves"]
+    ]
+    errors = tuple(GradientError(**one) for one in found["gradients"])
+    return {curve.name: curve for curve in curves}, errors, found["facts"]["revision"]
+
+
 def _rounded(curve: Curve) -> dict[str, Any]:
     return asdict(curve) | {"losses": [round(loss, 5) for loss in curve.losses]}
 

@@ -53,6 +53,13 @@ def test_json_and_table(data: str, tmp_path: Path) -> None:
     assert 0.01 < errors["fp8"] < 0.2
     assert (tmp_path / "fp8_loss_gap.png").stat().st_size > 10_000
 
+    found["curves"] = [one for one in found["curves"] if one["name"] != names[0]]  # cut off
+    (tmp_path / "fp8_loss_gap.json").write_text(json.dumps(found))
+    measure(plan, tmp_path, missing=True)
+    again = {c["name"]: c for c in json.loads((tmp_path / "fp8_loss_gap.json").read_text())["curves"]}
+    assert again.pop(names[0])["losses"] == by_name.pop(names[0])["losses"]
+    assert again == by_name  # not run once more: the seconds are the same too
+
 
 def test_a_process_of_its_own_changes_nothing(data: str) -> None:
     """Nor does running it once more; losses fall."""
