@@ -12,7 +12,7 @@ python=${PYTHON:-python3}
 mkdir -p "$out"
 
 status=0
-$python -c 'from deepseek_kernels.cuda_library import library; library("block_scaled_gemm")' || status=1
+$python -c 'from deepseek_kernels.cuda_library import compile_for; compile_for("gemm"); compile_for("quant")' || status=1
 parallel=$($python -c 'import xdist; print("-n 12")' 2>/dev/null)
 # shellcheck disable=SC2086
 $python -m pytest -c /dev/null --rootdir=. -p no:cacheprovider -q $parallel tests/gpu >"$out/gpu_tests.txt" 2>&1 || status=1

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from deepseek_kernels.registry import why_not
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -16,6 +18,11 @@ class Contest:
     bound: Literal["memory", "bf16", "fp8"]
     work: int
     entries: dict[str, Callable[[], object]]
+
+
+def there(*names: str) -> list[str]:
+    """The backends of these that can run here."""
+    return [name for name in names if why_not(name) is None]
 
 
 @dataclass(frozen=True)
@@ -45,4 +52,5 @@ class Result:
     floor_ms: float
     rate: float | None  # GB/s or TFLOP/s
     of_ceiling: float | None  # floor / time
+    of_copy: float | None = None  # time of a copy that moves as many bytes / time, where memory is the bound
     note: str = ""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 from torch.nn import functional
@@ -60,6 +61,14 @@ def ceilings(device: torch.device) -> Ceilings:
     return Ceilings(MEMORY_FLOOR_BYTES / copy_ms * 1e3, flops / bf16_ms * 1e3, flops / fp8_ms * 1e3)
 
 
+@cache
+def copy_ms(moved: int, device: torch.device) -> float:
+    """Of a copy that reads and writes so many bytes together: a short one is slower a byte than a long one."""
+    source = torch.empty(moved // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return median_ms(partial(target.copy_, source), device, 20)
+
+
 def race(contest: Contest, limits: Ceilings, device: torch.device) -> list[Result]:
     """All entries, one after the other. An entry that cannot run is a result that says why."""
     floor = limits.floor_ms(contest)
@@ -72,9 +81,12 @@ def race(contest: Contest, limits: Ceilings, device: torch.device) -> list[Resul
                 f"{type(error).__name__}: {str(error).splitlines()[0][:160]}" if str(error) else repr(error)
             )
             results.append(
-                Result(contest.op, contest.shape, contest.bound, entry, None, floor, None, None, note)
+                Result(contest.op, contest.shape, contest.bound, entry, None, floor, None, None, note=note)
             )
             continue
         rate = contest.work / ms * 1e3 / (1e9 if contest.bound == "memory" else 1e12)
-        results.append(Result(contest.op, contest.shape, contest.bound, entry, ms, floor, rate, floor / ms))
+        copy = copy_ms(contest.work, device) / ms if contest.bound == "memory" else None
+        results.append(
+            Result(contest.op, contest.shape, contest.bound, entry, ms, floor, rate, floor / ms, copy)
+        )
     return results

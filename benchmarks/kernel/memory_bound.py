@@ -3,14 +3,14 @@
 Legend: M rows, D hidden 7168, F expert size 2048, V vocabulary 129,280.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.kernel.contest import Contest
+from benchmarks.kernel.contest import Contest, there
 from deepseek_kernels import loss, moe, norm, optim, quant, rope, swiglu
 
 D, F, V = 7168, 2048, 129_280
@@ -32,6 +32,10 @@ def _bf16(device: torch.device, *shape: int) -> Tensor:
     return torch.randn(shape, device=device).bfloat16()
 
 
+def _turning(op: Callable[..., object], *args: object) -> dict[str, Callable[[], object]]:
+    return {name: partial(op, *args, pow2=True, backend=name) for name in there("cuda", "triton")}
+
+
 def _quantisation(device: torch.device, tokens: int, rows: int, d: int, f: int) -> Iterator[Contest]:
     for m, k in ((tokens, d), (rows, d), (rows, f)):
         x, elements, shape = _bf16(device, m, k), m * k, f"[{m}, {k}]"
@@ -41,31 +45,19 @@ def _quantisation(device: torch.device, tokens: int, rows: int, d: int, f: int) 
         yield Contest(
             "quantise_rows", shape, "memory", one_way, {"triton": partial(quant.quantise_rows, x, **ours)}
         )
-        yield Contest(
-            "quantise_columns",
-            shape,
-            "memory",
-            one_way,
-            {"triton": partial(quant.quantise_columns, x, **ours)},
-        )
+        yield Contest("quantise_columns", shape, "memory", one_way, _turning(quant.quantise_columns, x))
         both = round(elements * (2 + 2 * fp8))
+        yield Contest("quantise_both", shape, "memory", both, _turning(quant.quantise_both, x))
+        moved = round(elements * 2 * fp8)
         yield Contest(
-            "quantise_both", shape, "memory", both, {"triton": partial(quant.quantise_both, x, **ours)}
-        )
-        yield Contest(
-            "requantise_columns",
-            shape,
-            "memory",
-            round(elements * 2 * fp8),
-            {"triton": partial(quant.requantise_columns, values, **ours)},
+            "requantise_columns", shape, "memory", moved, _turning(quant.requantise_columns, values)
         )
     x = _bf16(device, tokens, 2 * d)
     packed = quant.pack_e5m6(x, backend="triton")
     bytes_moved = round(x.numel() * (3.5 + TILE_BYTES))
     shape = f"[{tokens}, {2 * d}]"
-    yield Contest(
-        "pack_e5m6", shape, "memory", bytes_moved, {"triton": partial(quant.pack_e5m6, x, backend="triton")}
-    )
+    packing = {name: partial(quant.pack_e5m6, x, backend=name) for name in there("cuda", "triton")}
+    yield Contest("pack_e5m6", shape, "memory", bytes_moved, packing)
     yield Contest(
         "unpack_e5m6",
         shape,
@@ -162,7 +154,7 @@ def _swiglu(device: torch.device, m: int, f: int) -> Iterator[Contest]:
             shape,
             "memory",
             round(n * (read + fp8)),
-            {"triton": partial(swiglu.swiglu_quantise_columns, given, weight, **ours)},
+            _turning(swiglu.swiglu_quantise_columns, given, weight),
         )
         yield Contest(
             f"swiglu_backward from {label}",
@@ -176,7 +168,7 @@ def _swiglu(device: torch.device, m: int, f: int) -> Iterator[Contest]:
             shape,
             "memory",
             round(n * (2 + read + 4 * fp8)),
-            {"triton": partial(swiglu.swiglu_backward_quantise, dy, given, weight, **ours)},
+            _turning(swiglu.swiglu_backward_quantise, dy, given, weight),
         )
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.kernel.contest import Contest
+from benchmarks.kernel.contest import Contest, there
 from deepseek_kernels import gemm, quant
 from deepseek_kernels.formats import Blocks, Groups, Rows
-from deepseek_kernels.registry import why_not
 
 DENSE = (
     (4096, 7168, 16384),
@@ -52,16 +51,12 @@ def _bf16(device: torch.device, *shape: int) -> Tensor:
     return torch.randn(shape, device=device).bfloat16()
 
 
-def _there(*names: str) -> list[str]:
-    return [name for name in names if why_not(name) is None]
-
-
 def _dense(device: torch.device, m: int, n: int, k: int) -> Contest:
     a, b = rows(device, m, k), blocks(device, n, k)
     x, w = _bf16(device, m, k), _bf16(device, n, k)
     entries = {
         name: partial(gemm.gemm, a, b, dtype=torch.bfloat16, backend=name)
-        for name in _there("cuda", "torch", "triton")
+        for name in there("cuda", "torch", "triton")
         if device.type == "cuda" or name == "triton"
     }
     entries["(cuBLAS BF16)"] = partial(functional.linear, x, w)
@@ -74,7 +69,7 @@ def _weight_gradient(device: torch.device, n: int, k: int, tokens: int) -> Conte
     into = torch.zeros(n, k, device=device)
     entries = {
         name: partial(gemm.gemm_add, a, b, into, backend=name)
-        for name in _there("cuda", "torch", "triton")
+        for name in there("cuda", "torch", "triton")
         if device.type == "cuda" or name == "triton"
     }
 
@@ -93,7 +88,7 @@ def _grouped(device: torch.device, each: int, n: int, k: int) -> Iterator[Contes
     a, b = rows(device, groups.padded, k), blocks(device, 4, n, k)
     x, w = _bf16(device, groups.padded, k), _bf16(device, 4, n, k)
     ends, flops = groups.starts[1:], 2 * groups.padded * n * k
-    names = [n for n in _there("cuda", "triton") if device.type == "cuda" or n == "triton"]
+    names = [n for n in there("cuda", "triton") if device.type == "cuda" or n == "triton"]
     entries = {
         name: partial(gemm.grouped_gemm, a, b, groups, dtype=torch.bfloat16, backend=name) for name in names
     }

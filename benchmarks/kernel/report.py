@@ -43,17 +43,19 @@ def table(facts: dict[str, str], limits: Ceilings, results: list[Result]) -> str
         f"Ceilings of the same run: copy {limits.bytes_per_second / 1e12:.2f} TB/s (read + written), cuBLAS BF16 "
         f"8192^3 {limits.bf16_flops / 1e12:.0f} TFLOP/s, cuBLAS FP8 with one scale a matrix "
         f"{limits.fp8_flops / 1e12:.0f} TFLOP/s.",
-        "Medians, L2 flushed before every call. Floor: the fewest bytes, or the operations, at the ceiling's rate.",
+        "Medians, L2 flushed before every call. Of ceiling: the time of the fewest bytes, or of the operations, at the "
+        "ceiling's rate, by the time taken. Of a copy: the same for a copy that moves as many bytes, in the same run.",
         "",
-        "| op | shape | who | ms | rate | of ceiling |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| op | shape | who | ms | rate | of ceiling | of a copy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in results:
         if r.ms is None:
-            lines.append(f"| {r.op} | {r.shape} | {r.entry} | - | {r.note} | - |")
+            lines.append(f"| {r.op} | {r.shape} | {r.entry} | - | {r.note} | - | - |")
             continue
         unit = "GB/s" if r.bound == "memory" else "TFLOP/s"
+        copy = "" if r.of_copy is None else f"{r.of_copy:.0%}"
         lines.append(
-            f"| {r.op} | {r.shape} | {r.entry} | {r.ms:.4f} | {r.rate:.0f} {unit} | {100 * (r.of_ceiling or 0):.0f}% |"
+            f"| {r.op} | {r.shape} | {r.entry} | {r.ms:.4f} | {r.rate:.0f} {unit} | {r.of_ceiling or 0:.0%} | {copy} |"
         )
     return "\n".join(lines) + "\n"

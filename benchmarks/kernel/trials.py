@@ -107,7 +107,7 @@ def _gain(device: torch.device, m: int, d: int, *variants: tuple[Any, ...]) -> T
         norm.rms_norm_gain_gradient(dy, x, scale, into, backend="triton")
         return into
 
-    return Trial("gain gradient", 4.0 * m * d, call, norms, ("PART", "SUM_LAUNCH"), variants)
+    return Trial("gain gradient", 4.0 * m * d, call, norms, ("PART", "CHANNELS", "SUM_LAUNCH"), variants)
 
 
 def _gate(device: torch.device, m: int, *variants: tuple[Any, ...]) -> Trial:
@@ -141,7 +141,18 @@ def trials(device: torch.device, shrink: int) -> list[Callable[[], Trial]]:
         on(_turned, device, "transpose", 2 * D if shrink == 1 else 256, d, ((128, 1), 4), ((128, 8), 4)),
         on(_e5m6, device, "PACK", m, 2 * d, (32, 4), (16, 4)),
         on(_e5m6, device, "UNPACK", m, 2 * d, (32, 4), (64, 4), (16, 4)),
-        on(_gain, device, m, d, (64, 8), (32, 4), (128, 8)),
+        on(
+            _gain,
+            device,
+            m,
+            d,
+            (32, 128, 4),
+            (64, 256, 8),
+            (32, 512, 8),
+            (16, 1024, 8),
+            (128, 256, 8),
+            (32, 256, 4),
+        ),
         on(_gate, device, m, (1,), (2,), (4,)),
         on(_expand, device, m, rows, d, (8,), (16,)),
     ]

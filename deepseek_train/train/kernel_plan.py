@@ -5,7 +5,7 @@ from dataclasses import asdict
 import torch.distributed as dist
 
 from deepseek_kernels.choice import AUTO, FAMILIES, Kernels, available, choose, problem
-from deepseek_kernels.cuda_library import library
+from deepseek_kernels.cuda_library import compile_for
 from deepseek_kernels.registry import BackendUnavailable
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import RunConfig
@@ -52,8 +52,9 @@ def everywhere_alike(kernels: Kernels) -> None:
             f"ranks would compute with different kernels: rank 0 with {told[0]}; rank {other} with {told[other]}. "
             "Name them (kernels.gemm=..., and so on), or install the same on all nodes"
         )
-    if "cuda" in (kernels.gemm, kernels.grouped_gemm):
-        library("block_scaled_gemm")
+    for family, backend in asdict(kernels).items():
+        if backend == "cuda":
+            compile_for(family)
 
 
 def _beyond_cudnn(config: RunConfig) -> str | None:

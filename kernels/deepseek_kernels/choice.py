@@ -40,6 +40,7 @@ FAMILIES = tuple(field.name for field in fields(Kernels))
 ON_CPU = Kernels(moe="torch", attention="torch", rope="torch", optim="torch")
 _BACKENDS = (
     dict.fromkeys(FAMILIES, ("reference", "triton"))
+    | dict.fromkeys(("quant", "swiglu"), ("reference", "triton", "cuda"))
     | {
         "gemm": ("reference", "triton", "torch", "cuda", "ext"),
         "grouped_gemm": ("reference", "triton", "cuda", "ext"),  # cuBLAS has no groups
@@ -51,6 +52,7 @@ _BACKENDS = (
 )
 # The fastest first, as measured (benchmarks/results/kernels.md); the first that can run is taken.
 _ON_GPU = dict.fromkeys(FAMILIES, ("triton",)) | {
+    **dict.fromkeys(("quant", "swiglu"), ("cuda", "triton")),
     "gemm": ("cuda", "torch", "triton"),
     "grouped_gemm": ("cuda", "triton"),
     "attention": ("torch",),
@@ -62,13 +64,15 @@ _EXTENSIONS = {
     "norm": "fused_layer_norm_cuda",
     "wgrad": "fused_weight_gradient_mlp_cuda",
 }
-_TENSOR_CORES = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")}
+_GPU_ALONE = {(family, name) for family in ("gemm", "grouped_gemm") for name in ("torch", "cuda", "ext")} | {
+    (family, "cuda") for family in ("quant", "swiglu")
+}
 
 
 def choose(device_type: str, asked: Mapping[str, str]) -> Kernels:
     """The backends for ``device_type`` ("cpu" or "cuda"). ``asked``: a name, or "auto", by family; a family that is
-    not named is "auto": ``ON_CPU``, or Triton on GPUs (products: our CUDA kernel where it can be compiled; attention:
-    torch's). Raises BackendUnavailable where a name cannot be had; nothing takes its place."""
+    not named is "auto": ``ON_CPU``, or Triton on GPUs (products, quant and swiglu: our CUDA kernels where they can be
+    compiled; attention: torch's). Raises BackendUnavailable where a name cannot be had; nothing takes its place."""
     names = {family: asked.get(family, AUTO) for family in FAMILIES}
     for family, name in names.items():
         reason = problem(device_type, family, name)
@@ -92,7 +96,7 @@ def problem(device_type: str, family: str, name: str) -> str | None:
         return None
     if name not in _BACKENDS[family]:
         return f"there is no backend {name!r} for {family}"
-    if device_type == "cpu" and (family, name) in _TENSOR_CORES:
+    if device_type == "cpu" and (family, name) in _GPU_ALONE:
         return f"backend {name!r} runs on a GPU, tensors are on the CPU"
     if device_type == "cpu" and name == "triton" and not interpreting():
         return "backend 'triton' runs on a GPU, tensors are on the CPU (TRITON_INTERPRET=1 runs it there, slowly)"

@@ -17,8 +17,19 @@ OPTIONS = (
     *("--shared", "-Xcompiler", "-fPIC", "-cudart", "static"),
 )
 # Arguments of every entry point, by name.
-_P, _I = ctypes.c_void_p, ctypes.c_int
-_SIGNATURES = {"deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 9, _P]}
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+_SIGNATURES = {
+    "deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 9, _P],
+    "deepseek_quantise_tiles": [*[_P] * 9, _L, *[_I] * 5, _P],
+    "deepseek_pack_e5m6": [*[_P] * 3, _L, *[_I] * 2, _P],
+}
+
+_OF_FAMILY = {
+    "gemm": ("block_scaled_gemm",),
+    "grouped_gemm": ("block_scaled_gemm",),
+    "quant": ("quantise_tiles", "pack_e5m6"),
+    "swiglu": ("quantise_tiles",),
+}
 
 
 @cache
@@ -28,6 +39,12 @@ def cuda_function(source: str, name: str) -> Callable[..., int]:
     function = getattr(ctypes.CDLL(str(library(source))), name)
     function.argtypes, function.restype = _SIGNATURES[name], ctypes.c_int
     return function
+
+
+def compile_for(family: str) -> None:
+    """All that this family of ops (``choice.FAMILIES``) will ask for, where it is not there yet."""
+    for source in _OF_FAMILY[family]:
+        library(source)
 
 
 def library(source: str, folder: Path | None = None) -> Path:

@@ -79,6 +79,12 @@ class Groups:
         return Groups(rows_E, numbers[: len(starts)], numbers[len(starts) :])
 
 
+def new_tiles(like: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Values and scales of a matrix [rows, width] in tiles along its rows, both still to be written."""
+    values = like.new_empty(rows, padded(width), dtype=E4M3)
+    return values, like.new_empty(padded(width) // TILE, rows, dtype=torch.float32)
+
+
 def padded(size: int) -> int:
     """The next multiple of 128."""
     return -(-size // TILE) * TILE

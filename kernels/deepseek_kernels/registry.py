@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ def why_not(backend: str) -> str | None:
             if not interpreting() and not torch.cuda.is_available():
                 return "there is no GPU to compile for (TRITON_INTERPRET=1 runs kernels slowly on the CPU)"
         case "cuda":
+            if find_spec("triton") is None:
+                return "the kernels beside its own are Triton's, which is not installed"
             if not torch.cuda.is_available():
                 return "there is no GPU"
             if not on_hopper():

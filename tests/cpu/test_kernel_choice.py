@@ -35,15 +35,20 @@ def test_auto_is_plain_torch_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:
     assert choose("cpu", {}) == choose("cpu", dict.fromkeys(FAMILIES, "auto")) == ON_CPU
     found = choose("cuda", {})
     assert (found.gemm, found.grouped_gemm, found.attention) == ("cuda", "cuda", "torch")
-    assert found.wgrad == "torch"
-    others = set(FAMILIES) - {"gemm", "grouped_gemm", "attention", "wgrad"}
+    assert (found.quant, found.swiglu, found.wgrad) == ("cuda", "cuda", "torch")
+    others = set(FAMILIES) - {"quant", "gemm", "grouped_gemm", "swiglu", "attention", "wgrad"}
     assert {getattr(found, family) for family in others} == {"triton"}
 
 
 def test_auto_takes_the_next_where_the_first_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "why_not", lambda backend: "no nvcc" if backend == "cuda" else None)
     found = choose("cuda", {})
-    assert (found.gemm, found.grouped_gemm) == ("torch", "triton")
+    assert (found.gemm, found.grouped_gemm, found.quant, found.swiglu) == (
+        "torch",
+        "triton",
+        "triton",
+        "triton",
+    )
 
 
 def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
@@ -51,7 +56,7 @@ def test_a_name_is_taken_as_it_is(on_gpu: None) -> None:
     assert (found.gemm, found.quant, found.norm) == ("torch", "reference", "triton")
     assert (
         str(found)
-        == "triton, but quant reference, gemm torch, grouped_gemm cuda, attention torch, wgrad torch"
+        == "triton, but quant reference, gemm torch, grouped_gemm cuda, swiglu cuda, attention torch, wgrad torch"
     )
     assert str(Kernels()) == "reference"
 
@@ -68,6 +73,7 @@ def test_the_interpreter_runs_triton_on_cpus(monkeypatch: pytest.MonkeyPatch) ->
         ("quant", "triton", "on the CPU"),
         ("gemm", "torch", "tensors are on the CPU"),
         ("gemm", "cuda", "tensors are on the CPU"),
+        ("swiglu", "cuda", "tensors are on the CPU"),
         ("norm", "cuda", "no backend 'cuda' for norm"),
         ("loss", "fastest", "no backend 'fastest' for loss"),
     ],

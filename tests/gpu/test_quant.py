@@ -14,7 +14,7 @@ from tests.gpu.setting import DEVICE, ON_GPU, backends, randn, same, same_bits, 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SIZES = [(size(4096, 37), size(7168, 384)), (1, 128), (5, 200), (129, 64), (260, 17), (0, 256), (3, 0)]
 DTYPES = [torch.bfloat16, torch.float32]
-OTHERS = backends("triton")
+OTHERS = backends("triton", "cuda")
 
 
 def rough(m: int, k: int, dtype: torch.dtype) -> Tensor:
@@ -107,7 +107,7 @@ def test_scales_turn_over_where_the_references_do(largest: float, backend: str) 
     assert same_bits(quant.pack_e5m6(x, backend=backend).scales, packed.scales)
 
 
-@pytest.mark.parametrize("backend", backends("reference", "triton"))
+@pytest.mark.parametrize("backend", backends("reference", "triton", "cuda"))
 @pytest.mark.parametrize(
     "view", [lambda x: x.t(), lambda x: x[:, 16:144], lambda x: x[:, 3:70], lambda x: x[::2, ::3]]
 )
@@ -172,7 +172,7 @@ def test_the_fakes_have_the_shapes_of_the_results() -> None:
         ("pack_e5m6", (x,)),
         ("unpack_e5m6", (packed.words, packed.scales, 200, torch.float32)),
     ):
-        for backend in backends("reference", "triton"):
+        for backend in backends("reference", "triton", "cuda"):
             torch.library.opcheck(
                 getattr(torch.ops.deepseek_kernels, op).default,
                 arguments,

@@ -105,7 +105,7 @@ def test_blocks_share_a_scale(shape: tuple[int, ...]) -> None:
     assert same(turned, quant.quantise_blocks(w.mT, pow2=False, backend="reference"))
 
 
-@pytest.mark.parametrize("backend", backends("reference", "triton"))
+@pytest.mark.parametrize("backend", backends("reference", "triton", "cuda"))
 def test_powers_of_two_lose_nothing_twice(backend: str) -> None:
     """A number that went through FP8 once goes through tiles of its own scale or a smaller one unchanged."""
     x = randn(256, 128, spread=1.0)
@@ -117,7 +117,7 @@ def test_powers_of_two_lose_nothing_twice(backend: str) -> None:
     assert same(turned, quant.quantise_columns(numbers, pow2=True, backend=backend))
 
 
-@pytest.mark.parametrize("backend", backends("reference", "triton"))
+@pytest.mark.parametrize("backend", backends("reference", "triton", "cuda"))
 def test_nan_and_inf_are_not_hidden(backend: str) -> None:
     x = randn(4, 256)
     x[0, 3], x[1, 4], x[2] = torch.nan, torch.inf, torch.nan

@@ -23,7 +23,7 @@ from tests.gpu.setting import backends, error, randn, same_bits, size
 # numpy warns where the interpreter meets the NaN and Inf of these tests
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-BACKENDS = backends("reference", "triton")
+BACKENDS = backends("reference", "triton", "cuda")
 DTYPES = [torch.bfloat16, torch.float32]
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
 # The exponential's argument x log2(e) is rounded: |gate| 2^-23, for gates up to 64; and a few roundings.
@@ -172,7 +172,7 @@ def test_what_is_no_number_stays_none_and_out_of_the_padding(f: int, backend: st
     assert gradient[4].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", backends("triton"))
+@pytest.mark.parametrize("backend", backends("triton", "cuda"))
 def test_strided_operands_are_read_as_they_are(backend: str) -> None:
     gate_up, weight = operands(6, 128, torch.float32, True)
     dy = randn(6, 128)

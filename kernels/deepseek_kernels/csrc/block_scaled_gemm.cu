@@ -1,7 +1,7 @@
 // Block-scaled FP8 products on Hopper: C[m, n] = sum over tiles g of a_scale[g, m] b_scale[.., g] (sum over k in g of A[m, k]
 // B[n, k]), contraction last and contiguous in both (V3 report section 3.3.2, promotion every 128 elements).
 //
-// A block computes a tile of 128 rows and kHalves times 128 columns. One thread copies operands into a ring of stages; two
+// A block computes a tile of 128 rows and kColumns columns: 128, 192 or 256. One thread copies operands into a ring of stages; two
 // warpgroups multiply, each its 64 rows: four matrix instructions add up the 128 elements of a scale tile, whose sum is then
 // promoted to FP32 registers while the other warpgroup's instructions run. Two blocks form a cluster: their tiles lie
 // one below the other and share B, of which each copies one half for both, as long as they are of one expert. Reading
@@ -38,15 +38,15 @@ struct Problem {
   void* c;
 };
 
-template <bool kRowsB, Output kOutput, int kHalves>
+template <bool kRowsB, Output kOutput, int kColumns>
 struct Shared {
-  static constexpr int kStages = kHalves == 2 ? (kOutput == kAddFp32 ? 3 : 4) : (kOutput == kAddFp32 ? 4 : 6);
+  static constexpr int kStages = kOutput == kAddFp32 ? (kColumns == 256 ? 3 : 4) : (kColumns == 256 ? 4 : kColumns == 192 ? 5 : 6);
   struct Stage {
     uint8_t a[kOperandBytes];
-    uint8_t b[kHalves * kOperandBytes];
+    uint8_t b[kColumns * kTile];
   } stages[kStages];
   float a_scales[kStages][kTile];
-  float b_scales[kRowsB ? kStages : 1][kHalves * kTile];
+  float b_scales[kRowsB ? kStages : 1][kColumns];
   uint8_t results[kWarps][16 * kPitch<kOutput>];  // of each warp, on their way out
   uint64_t full[kStages], empty[kStages];
 };
@@ -84,18 +84,18 @@ __device__ __forceinline__ int pieces(const Problem& p) {
 }
 
 // One thread.
-template <bool kRowsB, Output kOutput, int kHalves>
-__device__ void copy_operands(const Problem& p, Shared<kRowsB, kOutput, kHalves>& s, const CUtensorMap* a,
+template <bool kRowsB, Output kOutput, int kColumns>
+__device__ void copy_operands(const Problem& p, Shared<kRowsB, kOutput, kColumns>& s, const CUtensorMap* a,
                               const CUtensorMap* b, const CUtensorMap* a_scales, const CUtensorMap* b_scales) {
   using namespace hopper;
-  constexpr int kStages = Shared<kRowsB, kOutput, kHalves>::kStages;
-  constexpr uint32_t kBytes = (1 + kHalves) * kOperandBytes + (1 + kRowsB * kHalves) * kTile * sizeof(float);
-  constexpr int kPart = kHalves * kTile / kCluster;  // rows of B that a block copies for both
+  constexpr int kStages = Shared<kRowsB, kOutput, kColumns>::kStages;
+  constexpr uint32_t kBytes = kOperandBytes + kColumns * kTile + (kTile + kRowsB * kColumns) * sizeof(float);
+  constexpr int kPart = kColumns / kCluster;  // rows of B that a block copies for both
   const int rank = cluster_rank();
   int count = 0;
   for (int index = blockIdx.x / kCluster; index < pieces(p); index += gridDim.x / kCluster) {
     const Work w = work_at(p, index, rank);
-    const int row_a = w.tile_m * kTile, column = w.tile_n * kHalves * kTile;
+    const int row_a = w.tile_m * kTile, column = w.tile_n * kColumns;
     const int row_b = (p.starts ? 0 : w.expert * p.b_rows) + column;
     for (int k = w.first_k; k < w.last_k; ++k, ++count) {
       const int at = count % kStages;
@@ -112,19 +112,21 @@ __device__ void copy_operands(const Problem& p, Shared<kRowsB, kOutput, kHalves>
       }
       load_box(a_scales, full, s.a_scales[at], row_a, k);
       if constexpr (kRowsB)
-        for (int half = 0; half < kHalves; ++half)
-          load_box(b_scales, full, s.b_scales[at] + half * kTile, column + half * kTile, k);
+        for (int from = 0; from < kColumns; from += kTile)
+          load_box(b_scales, full, s.b_scales[at] + from, column + from, k);
     }
   }
 }
 
-// A warp's 16 x 128 sums as BF16, 64 columns at a time, turned in shared memory so that a row leaves in pieces of 16 bytes.
-__device__ __forceinline__ void store_bf16(const Problem& p, const float (&sum)[64], uint8_t* results, int row, int column,
+// A warp's 16 x 128 (or 64) sums as BF16, 64 columns at a time, turned in shared memory so that a row leaves in pieces of 16
+// bytes.
+template <int kCount>
+__device__ __forceinline__ void store_bf16(const Problem& p, const float (&sum)[kCount], uint8_t* results, int row, int column,
                                            int lane) {
   constexpr int kRow = kPitch<kStoreBf16>;
   auto* c = static_cast<__nv_bfloat16*>(p.c);
 #pragma unroll
-  for (int side = 0; side < 2; ++side) {
+  for (int side = 0; side < kCount / 32; ++side) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       uint8_t* to = results + (lane / 4 + i % 2 * 8) * kRow + (i / 2 * 8 + lane % 4 * 2) * 2;
@@ -148,12 +150,12 @@ __device__ __forceinline__ void store_bf16(const Problem& p, const float (&sum)[
   }
 }
 
-template <bool kAdd>
-__device__ __forceinline__ void store_fp32(const Problem& p, const float (&sum)[64], int64_t base, int row, int column,
+template <bool kAdd, int kCount>
+__device__ __forceinline__ void store_fp32(const Problem& p, const float (&sum)[kCount], int64_t base, int row, int column,
                                            int lane) {
   float* c = static_cast<float*>(p.c) + base;
 #pragma unroll
-  for (int i = 0; i < 64; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     const int r = row + lane / 4 + i / 2 % 2 * 8, at = column + i / 4 * 8 + lane % 4 * 2 + i % 2;
     if (r >= p.m || at >= p.n) continue;
     float* to = c + static_cast<int64_t>(r) * p.n + at;
@@ -183,12 +185,12 @@ __device__ __forceinline__ void add_fp32(const Problem& p, const float (&sum)[64
   hopper::add_rows_commit();
 }
 
-// Starts the product of a stage's operands, whose copies have arrived. `half`: of the columns.
-template <class S>
-__device__ __forceinline__ void start(S& s, int at, int group, int half, float (&part)[64]) {
+// Starts the product of a stage's operands, whose copies have arrived; of B the rows from `first` on.
+template <class S, int kCount>
+__device__ __forceinline__ void start(S& s, int at, int group, int first, float (&part)[kCount]) {
   using namespace hopper;
   const uint64_t a = descriptor(shared_address(s.stages[at].a) + group * 64 * kTile);
-  const uint64_t b = descriptor(shared_address(s.stages[at].b) + half * kOperandBytes);
+  const uint64_t b = descriptor(shared_address(s.stages[at].b) + first * kTile);
   hold(part);
   products_begin();
 #pragma unroll
@@ -197,13 +199,13 @@ __device__ __forceinline__ void start(S& s, int at, int group, int half, float (
 }
 
 // sum += part, scaled. `across`: scales of the columns in shared memory, or `scale`, of the block of B.
-template <bool kRowsB>
-__device__ __forceinline__ void promote(float (&part)[64], float (&sum)[64], float upper, float lower, float scale,
+template <bool kRowsB, int kCount>
+__device__ __forceinline__ void promote(float (&part)[kCount], float (&sum)[kCount], float upper, float lower, float scale,
                                         const float* across, int lane) {
   hopper::hold(part);
   if constexpr (!kRowsB) upper *= scale, lower *= scale;
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
+  for (int j = 0; j < kCount / 4; ++j) {
     float2 u = {upper, upper}, l = {lower, lower};
     if constexpr (kRowsB) {
       const float2 c = *reinterpret_cast<const float2*>(across + j * 8 + lane % 4 * 2);
@@ -214,69 +216,86 @@ __device__ __forceinline__ void promote(float (&part)[64], float (&sum)[64], flo
   }
 }
 
-template <bool kRowsB, Output kOutput, int kHalves>
-__device__ void multiply(const Problem& p, Shared<kRowsB, kOutput, kHalves>& s) {
+// One of the one or two products of a tile, whose columns have one block's scale where B is scaled by blocks: 128 columns, then
+// the rest. A tile of 192 columns that begins in the middle of a block has its 64 first.
+template <int kColumns, int kCount>
+struct Part {
+  float sum[kCount] = {};
+  int first;            // column in the tile
+  const float* scales;  // of its block of B along K
+
+  __device__ Part(const Problem& p, const Work& w, bool narrow) {
+    const bool odd = kColumns == 192 && w.tile_n % 2;
+    first = narrow ? (odd ? 0 : kTile) : (odd ? 64 : 0);
+    const int last = p.b_rows / kTile - 1, block = min((w.tile_n * kColumns + first) / kTile, last);
+    scales = p.b_scales + static_cast<int64_t>(w.expert * (last + 1) + block) * p.k_tiles;
+  }
+
+  template <bool kRowsB, class S>
+  __device__ __forceinline__ void add(S& s, int at, int group, int k, float upper, float lower, bool done, int lane) {
+    float scale = 0.0f, part[kCount];
+    if constexpr (!kRowsB) scale = __ldg(scales + k);
+    start(s, at, group, first, part);
+    hopper::products_wait<0>();
+    if (!kRowsB && done) release(s, at, lane);
+    promote<kRowsB>(part, sum, upper, lower, scale, s.b_scales[kRowsB ? at : 0] + first, lane);
+    if (kRowsB && done) release(s, at, lane);
+  }
+
+  // The stage has served: those who copy, in both blocks, may have it.
+  template <class S>
+  static __device__ __forceinline__ void release(S& s, int at, int lane) {
+    __syncwarp();
+    if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
+  }
+
+  template <Output kOutput>
+  __device__ __forceinline__ void store(const Problem& p, const Work& w, uint8_t* results, int row_in_tile, int lane) {
+    const int row = w.tile_m * kTile + row_in_tile, column = w.tile_n * kColumns + first;
+    if constexpr (kOutput == kStoreBf16) {
+      store_bf16(p, sum, results, row, column, lane);
+    } else if constexpr (kOutput == kStoreFp32) {
+      store_fp32<false>(p, sum, 0, row, column, lane);
+    } else {
+      const int64_t base = p.starts ? static_cast<int64_t>(w.expert) * p.m * p.n : 0;
+      add_fp32(p, sum, results, base, row, column, lane);
+    }
+  }
+};
+
+template <bool kRowsB, Output kOutput, int kColumns>
+__device__ void multiply(const Problem& p, Shared<kRowsB, kOutput, kColumns>& s) {
   using namespace hopper;
-  constexpr int kStages = Shared<kRowsB, kOutput, kHalves>::kStages;
+  constexpr int kStages = Shared<kRowsB, kOutput, kColumns>::kStages;
+  constexpr bool kTwo = kColumns > kTile;
   const int rank = cluster_rank(), lane = threadIdx.x % 32, warp = (threadIdx.x - kCopiers) / 32;
   const int group = warp / 4, row_in_tile = warp * 16;  // the first warpgroup has rows 0 to 63
-  const int last_block = p.b_rows / kTile - 1;
   int count = 0;
   for (int index = blockIdx.x / kCluster; index < pieces(p); index += gridDim.x / kCluster) {
     const Work w = work_at(p, index, rank);
     if (w.first_k == w.last_k) continue;  // an expert without rows
-    float sum[kHalves][64] = {}, part[64];
-    const float* scales[kHalves] = {};
-    if constexpr (!kRowsB)
-      for (int half = 0; half < kHalves; ++half)
-        scales[half] = p.b_scales + static_cast<int64_t>(w.expert * (last_block + 1) +
-                                                         min(w.tile_n * kHalves + half, last_block)) * p.k_tiles;
+    Part<kColumns, 64> wide(p, w, false);
+    Part<kColumns, kTwo ? (kColumns - kTile) / 2 : 32> rest(p, w, true);
     for (int k = w.first_k; k < w.last_k; ++k, ++count) {
       const int at = count % kStages;
-      float scale[kHalves] = {};
-      if constexpr (!kRowsB)
-        for (int half = 0; half < kHalves; ++half) scale[half] = __ldg(scales[half] + k);
       barrier_wait(&s.full[at], count / kStages & 1);
       const float upper = s.a_scales[at][row_in_tile + lane / 4], lower = s.a_scales[at][row_in_tile + lane / 4 + 8];
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        start(s, at, group, half, part);
-        products_wait<0>();
-        if (!kRowsB && half == kHalves - 1) {  // the stage has served; those who copy, in both blocks, may have it
-          __syncwarp();
-          if (lane < kCluster) barrier_arrive_at(&s.empty[at], lane);
-        }
-        promote<kRowsB>(part, sum[half], upper, lower, scale[half], s.b_scales[at] + half * kTile, lane);
-      }
-      if constexpr (kRowsB) {
-        __syncwarp();
-        if (lane < kCluster) barrier_arrive_at(&s.empty[at], lane);
-      }
+      wide.template add<kRowsB>(s, at, group, k, upper, lower, !kTwo, lane);
+      if constexpr (kTwo) rest.template add<kRowsB>(s, at, group, k, upper, lower, true, lane);
     }
-    const int row = w.tile_m * kTile + row_in_tile;
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const int column = (w.tile_n * kHalves + half) * kTile;
-      if constexpr (kOutput == kStoreBf16) {
-        store_bf16(p, sum[half], s.results[warp], row, column, lane);
-      } else if constexpr (kOutput == kStoreFp32) {
-        store_fp32<false>(p, sum[half], 0, row, column, lane);
-      } else {
-        const int64_t base = p.starts ? static_cast<int64_t>(w.expert) * p.m * p.n : 0;
-        add_fp32(p, sum[half], s.results[warp], base, row, column, lane);
-      }
-    }
+    wide.template store<kOutput>(p, w, s.results[warp], row_in_tile, lane);
+    if constexpr (kTwo) rest.template store<kOutput>(p, w, s.results[warp], row_in_tile, lane);
   }
   add_rows_done();
 }
 
-template <bool kRowsB, Output kOutput, int kHalves>
+template <bool kRowsB, Output kOutput, int kColumns>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kCopiers + 32 * kWarps, 1)
     block_scaled_gemm(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap a,
                       const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap a_scales,
                       const __grid_constant__ CUtensorMap b_scales) {
   extern __shared__ __align__(1024) uint8_t memory[];
-  using S = Shared<kRowsB, kOutput, kHalves>;
+  using S = Shared<kRowsB, kOutput, kColumns>;
   S& s = *reinterpret_cast<S*>(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
@@ -288,10 +307,10 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kCopiers + 32
   hopper::cluster_sync();
   if (threadIdx.x < kCopiers) {
     hopper::fewer_registers<40>();
-    if (threadIdx.x == 0) copy_operands<kRowsB, kOutput, kHalves>(p, s, &a, &b, &a_scales, &b_scales);
+    if (threadIdx.x == 0) copy_operands<kRowsB, kOutput, kColumns>(p, s, &a, &b, &a_scales, &b_scales);
   } else {
     hopper::more_registers<232>();
-    multiply<kRowsB, kOutput, kHalves>(p, s);
+    multiply<kRowsB, kOutput, kColumns>(p, s);
   }
   __syncwarp();
   hopper::cluster_sync();  // no block leaves while its neighbour may still signal it
@@ -312,11 +331,11 @@ bool describe(Encode encode, CUtensorMap* map, bool fp8, const void* data, uint6
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-template <bool kRowsB, Output kOutput, int kHalves>
+template <bool kRowsB, Output kOutput, int kColumns>
 cudaError_t launch_as(const Problem& p, const CUtensorMap (&maps)[4], int blocks, cudaStream_t stream) {
-  constexpr int kBytes = sizeof(Shared<kRowsB, kOutput, kHalves>);
+  constexpr int kBytes = sizeof(Shared<kRowsB, kOutput, kColumns>);
   static_assert(kBytes <= 232448, "more shared memory than a block has");
-  const auto kernel = block_scaled_gemm<kRowsB, kOutput, kHalves>;
+  const auto kernel = block_scaled_gemm<kRowsB, kOutput, kColumns>;
   const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (set != cudaSuccess) return set;
   kernel<<<blocks, kCopiers + 32 * kWarps, kBytes, stream>>>(p, maps[0], maps[1], maps[2], maps[3]);
@@ -324,43 +343,51 @@ cudaError_t launch_as(const Problem& p, const CUtensorMap (&maps)[4], int blocks
 }
 
 template <bool kRowsB, Output kOutput>
-cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int halves, int blocks, cudaStream_t stream) {
-  return halves == 2 ? launch_as<kRowsB, kOutput, 2>(p, maps, blocks, stream)
-                     : launch_as<kRowsB, kOutput, 1>(p, maps, blocks, stream);
+cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int columns, int blocks, cudaStream_t stream) {
+  if constexpr (!kRowsB)
+    if (columns == 192) return launch_as<kRowsB, kOutput, 192>(p, maps, blocks, stream);
+  return columns == 256 ? launch_as<kRowsB, kOutput, 256>(p, maps, blocks, stream)
+                        : launch_as<kRowsB, kOutput, 128>(p, maps, blocks, stream);
 }
 
-// How many times 128 columns a block takes: two, unless the rounds of all clusters then are so unevenly filled that one is
-// faster (two halves were measured to take 1.6 times as long as one).
-int halves_for(int pairs_m, int n, int experts, int clusters) {
-  const auto rounds = [&](int width) {
-    const int64_t pieces = static_cast<int64_t>(pairs_m) * ((n + width - 1) / width) * experts;
-    return static_cast<double>((pieces + clusters - 1) / clusters);
-  };
-  return 1.6 * rounds(2 * kTile) <= rounds(kTile) ? 2 : 1;
+// How many columns a block takes: 256, unless the rounds of all clusters then are so unevenly filled that fewer are faster.
+int columns_for(int pairs_m, int n, int experts, int clusters, bool rows_b) {
+  const struct {
+    int columns;
+    double cost;  // of a round, as measured on an H200
+  } widths[] = {{256, 1.6}, {192, 1.3}, {128, 1.0}};
+  int best = 0;
+  double least = 0;
+  for (const auto& [columns, cost] : widths) {
+    if (rows_b && columns == 192) continue;  // scales of rows are copied 128 at a time
+    const int64_t pieces = static_cast<int64_t>(pairs_m) * ((n + columns - 1) / columns) * experts;
+    const double time = cost * static_cast<double>((pieces + clusters - 1) / clusters);
+    if (!best || time < least) best = columns, least = time;
+  }
+  return best;
 }
 
 }  // namespace
 
 // a: E4M3 [m, k], a_scales FP32 [k / 128, m]. b: E4M3 [experts * b_rows, k] with scales of blocks, or (rows_b) [n, k] with
-// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. halves: 1 or 2
-// times 128 columns a block, 0: by the number of blocks. Rows of scales by row begin
-// at multiples of 16 bytes. Returns 0, a CUDA error, -1 without the driver's library, -2 for a matrix that cannot be described.
+// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. columns of a
+// block: 128, 192 (not with rows_b) or 256, 0: by the number of blocks. Rows of scales by row begin at multiples of 16 bytes. Returns 0, a CUDA error, -1 without the driver's library, -2 for a matrix that cannot be described.
 extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, const void* b, const float* b_scales, void* c,
                                           const int* tile_expert, const int* starts, int m, int n, int k, int b_rows,
-                                          int experts, int rows_b, int output, int halves, int blocks, void* stream) {
+                                          int experts, int rows_b, int output, int columns, int blocks, void* stream) {
   static const auto encode = [] {
     void* driver = dlopen("libcuda.so.1", RTLD_LAZY);
     return driver ? reinterpret_cast<Encode>(dlsym(driver, "cuTensorMapEncodeTiled")) : nullptr;
   }();
   if (!encode) return -1;
   const int pairs_m = (m + kCluster * kTile - 1) / (kCluster * kTile), cuts = starts ? experts : 1;
-  if (!halves) halves = halves_for(pairs_m, n, cuts, blocks / kCluster);
-  const int width = halves * kTile, tiles_n = (n + width - 1) / width;
+  if (!columns) columns = columns_for(pairs_m, n, cuts, blocks / kCluster, rows_b);
+  const int tiles_n = (n + columns - 1) / columns;
   const Problem p{m, n, pairs_m, tiles_n, k / kTile, b_rows, experts, b_scales, tile_expert, starts, c};
   CUtensorMap maps[4];
   const uint64_t rows_of_b = rows_b ? n : static_cast<uint64_t>(experts) * b_rows;
   bool good = describe(encode, &maps[0], true, a, m, k, kTile) &&
-              describe(encode, &maps[1], true, b, rows_of_b, k, width / kCluster) &&
+              describe(encode, &maps[1], true, b, rows_of_b, k, columns / kCluster) &&
               describe(encode, &maps[2], false, a_scales, k / kTile, (m + 3) / 4 * 4, 1);
   maps[3] = maps[2];
   if (rows_b) good = good && describe(encode, &maps[3], false, b_scales, k / kTile, (n + 3) / 4 * 4, 1);
@@ -368,9 +395,9 @@ extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, 
   blocks = min(blocks / kCluster * kCluster, pairs_m * tiles_n * cuts * kCluster);
   const auto s = static_cast<cudaStream_t>(stream);
   if (rows_b) {
-    return output == kAddFp32 ? launch<true, kAddFp32>(p, maps, halves, blocks, s)
-                              : launch<true, kStoreFp32>(p, maps, halves, blocks, s);
+    return output == kAddFp32 ? launch<true, kAddFp32>(p, maps, columns, blocks, s)
+                              : launch<true, kStoreFp32>(p, maps, columns, blocks, s);
   }
-  return output == kStoreBf16 ? launch<false, kStoreBf16>(p, maps, halves, blocks, s)
-                              : launch<false, kStoreFp32>(p, maps, halves, blocks, s);
+  return output == kStoreBf16 ? launch<false, kStoreBf16>(p, maps, columns, blocks, s)
+                              : launch<false, kStoreFp32>(p, maps, columns, blocks, s);
 }

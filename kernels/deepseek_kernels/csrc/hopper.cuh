@@ -83,7 +83,7 @@ __device__ __forceinline__ void add_rows_read() { asm volatile("cp.async.bulk.wa
 // Until all of it has been added.
 __device__ __forceinline__ void add_rows_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
-// ---- warpgroup matrix product: d[64] (64 x 128, FP32) = or += a (64 x 32) b^T (128 x 32), both E4M3 in shared memory
+// ---- warpgroup matrix product: d (64 x 128 or 64 x 64, FP32) = or += a (64 x 32) b^T (128 or 64 x 32), E4M3 in shared memory
 
 // Rows of 128 bytes, swizzled as the copies leave them; 8 rows are 1024 bytes apart from the next 8.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
@@ -100,9 +100,10 @@ __device__ __forceinline__ void products_wait() {
 }
 
 // Results are in registers that the compiler believes to be ready all along: it must not move what uses them across this.
-__device__ __forceinline__ void hold(float (&d)[64]) {
+template <int kCount>
+__device__ __forceinline__ void hold(float (&d)[kCount]) {
 #pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 #define HOPPER_F8(d, i) \
@@ -119,6 +120,17 @@ __device__ __forceinline__ void product(float (&d)[64], uint64_t a, uint64_t b, 
       " %64, %65, add, 1, 1;\n}\n"
       : HOPPER_F8(d, 0), HOPPER_F8(d, 8), HOPPER_F8(d, 16), HOPPER_F8(d, 24), HOPPER_F8(d, 32), HOPPER_F8(d, 40),
         HOPPER_F8(d, 48), HOPPER_F8(d, 56)
+      : "l"(a), "l"(b), "r"(add));
+}
+
+__device__ __forceinline__ void product(float (&d)[32], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},"
+      " %32, %33, add, 1, 1;\n}\n"
+      : HOPPER_F8(d, 0), HOPPER_F8(d, 8), HOPPER_F8(d, 16), HOPPER_F8(d, 24)
       : "l"(a), "l"(b), "r"(add));
 }
 

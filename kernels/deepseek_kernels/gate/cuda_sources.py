@@ -19,13 +19,16 @@ LIMITS = {
     "block_scaled_gemm": Limits(
         168,
         needs={
-            "QGMMA.64x128x32": 48,
+            "QGMMA.64x128x32": 56,
+            "QGMMA.64x64x32": 8,
             "UTMALDG.2D.MULTICAST": 4,
             "USETMAXREG": 8,
             "STG.E.128": 8,
             "UBLKRED": 1,
         },
-    )
+    ),
+    "quantise_tiles": Limits(128, needs={"LDGSTS.E.BYPASS.128": 14, "STG.E.128": 28, "LDS.128": 28}),
+    "pack_e5m6": Limits(64, needs={"LDG.E.128": 8, "STG.E.128": 1}),
 }
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from deepseek_kernels.formats import E4M3, TILE, padded
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
-PART = 64  # rows of a program of the gain's gradient: enough programs for several waves, each of one flight of loads
+# Rows and channels of a program of the gain's gradient: enough programs for several waves, each of one flight of loads.
+PART, CHANNELS = 64, 128
 SUM_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
 ADD_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
@@ -67,10 +68,10 @@ def backward_kernel(dy_ptr, x_ptr, scale_ptr, gain_ptr, dx_ptr, D, G: tl.constex
 
 
 @triton.jit
-def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, PART: tl.constexpr):
-    """The sum over PART rows, for 128 channels."""
+def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, PART: tl.constexpr, CHANNELS: tl.constexpr):
+    """The sum over PART rows, for CHANNELS channels."""
     p = tl.program_id(1).to(tl.int64)
-    k = (tl.program_id(0) * 128 + tl.arange(0, 128))[None, :]
+    k = (tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     m = p * PART + tl.arange(0, PART)
     inside = (m < M)[:, None] & (k < D)
     at = m[:, None] * D + k
@@ -141,8 +142,8 @@ def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D:
     m, d = x_MD.shape
     part_PD = x_MD.new_empty(triton.cdiv(m, PART), d, dtype=torch.float32)
     if part_PD.numel():
-        gain_kernel[(triton.cdiv(d, 128), len(part_PD))](
-            dy_MD, x_MD, scale_M, part_PD, m, d, PART, **SUM_LAUNCH
+        gain_kernel[(triton.cdiv(d, CHANNELS), len(part_PD))](
+            dy_MD, x_MD, scale_M, part_PD, m, d, PART, CHANNELS, **SUM_LAUNCH
         )
         sum_D = into_D.contiguous()
         add_kernel[(triton.cdiv(d, 32),)](part_PD, sum_D, len(part_PD), d, **ADD_LAUNCH)

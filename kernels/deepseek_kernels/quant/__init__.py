@@ -6,13 +6,12 @@ Legend: see ``formats``; MP rows padded to a multiple of 128; W 32-bit words.
 import torch
 from torch import Tensor
 
-from deepseek_kernels.formats import E4M3, TILE, Blocks, Packed, Rows, padded
+from deepseek_kernels.formats import E4M3, TILE, Blocks, Packed, Rows, new_tiles, padded
 from deepseek_kernels.registry import define
 
 
 def _fake_rows(x: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
-    m, k = x.shape[0], padded(x.shape[1])
-    return x.new_empty(m, k, dtype=E4M3), x.new_empty(k // TILE, m, dtype=torch.float32)
+    return new_tiles(x, *x.shape)
 
 
 def _fake_columns(x: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
@@ -46,44 +45,44 @@ def _fake_pack(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(m, k // 8 * 3, dtype=torch.int32), x.new_empty(k // TILE, m, dtype=torch.float32)
 
 
-_BOTH = ("reference", "triton")
+_BACKENDS = ("reference", "triton", "cuda")
 _TWO = "-> (Tensor, Tensor)"
 _quantise_rows = define(
-    __name__, f"quantise_rows(Tensor x, bool pow2, *, str backend) {_TWO}", _fake_rows, _BOTH
+    __name__, f"quantise_rows(Tensor x, bool pow2, *, str backend) {_TWO}", _fake_rows, _BACKENDS
 )
 _quantise_columns = define(
-    __name__, f"quantise_columns(Tensor x, bool pow2, *, str backend) {_TWO}", _fake_columns, _BOTH
+    __name__, f"quantise_columns(Tensor x, bool pow2, *, str backend) {_TWO}", _fake_columns, _BACKENDS
 )
 _quantise_both = define(
     __name__,
     "quantise_both(Tensor x, bool pow2, *, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _fake_both,
-    _BOTH,
+    _BACKENDS,
 )
 _requantise_columns = define(
     __name__,
     f"requantise_columns(Tensor values, Tensor scales, int width, bool pow2, *, str backend) {_TWO}",
     _fake_requantise,
-    _BOTH,
+    _BACKENDS,
 )
 _quantise_blocks = define(
-    __name__, f"quantise_blocks(Tensor w, bool pow2, *, str backend) {_TWO}", _fake_blocks, _BOTH
+    __name__, f"quantise_blocks(Tensor w, bool pow2, *, str backend) {_TWO}", _fake_blocks, _BACKENDS
 )
 _transpose_values = define(
-    __name__, "transpose_values(Tensor values, *, str backend) -> Tensor", _fake_transpose, _BOTH
+    __name__, "transpose_values(Tensor values, *, str backend) -> Tensor", _fake_transpose, _BACKENDS
 )
 _dequantise = define(
     __name__,
     "dequantise(Tensor values, Tensor scales, int width, ScalarType dtype, *, str backend) -> Tensor",
     _fake_dequantise,
-    _BOTH,
+    _BACKENDS,
 )
-_pack_e5m6 = define(__name__, f"pack_e5m6(Tensor x, *, str backend) {_TWO}", _fake_pack, _BOTH)
+_pack_e5m6 = define(__name__, f"pack_e5m6(Tensor x, *, str backend) {_TWO}", _fake_pack, _BACKENDS)
 _unpack_e5m6 = define(
     __name__,
     "unpack_e5m6(Tensor words, Tensor scales, int width, ScalarType dtype, *, str backend) -> Tensor",
     _fake_dequantise,
-    _BOTH,
+    _BACKENDS,
 )
 
 

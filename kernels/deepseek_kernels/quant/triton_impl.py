@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from deepseek_kernels.formats import E4M3, TILE, padded
+from deepseek_kernels.formats import E4M3, TILE, new_tiles, padded
 from deepseek_kernels.quant import column_kernels as columns
 from deepseek_kernels.quant import e5m6_kernels as e5m6
 from deepseek_kernels.quant import row_kernels as rows
@@ -22,12 +22,6 @@ def _is_transposed(x: Tensor) -> bool:
     return x.stride(1) != 1 and x.stride(0) == 1
 
 
-def _new_rows(x: Tensor, m: int, k: int) -> tuple[Tensor, Tensor]:
-    """Values and scales of a matrix [m, k], both still to be written."""
-    kp = padded(k)
-    return x.new_empty(m, kp, dtype=E4M3), x.new_empty(kp // TILE, m, dtype=torch.float32)
-
-
 def quantise_rows(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
     return _columns(x_MK.t(), pow2) if _is_transposed(x_MK) else _rows(_row_major(x_MK), pow2)
 
@@ -38,7 +32,7 @@ def quantise_columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
 
 def _rows(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
     m, k = x_MK.shape
-    values, scales = _new_rows(x_MK, m, k)
+    values, scales = new_tiles(x_MK, m, k)
     if values.numel():
         kp = values.shape[1]
         grid = (triton.cdiv(m, rows.ROWS) * (kp // TILE),)
@@ -50,7 +44,7 @@ def _rows(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
 
 def _columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
     m, k = x_MK.shape
-    values, scales = _new_rows(x_MK, k, m)
+    values, scales = new_tiles(x_MK, k, m)
     if values.numel():
         mp = values.shape[1]
         grid = (mp // TILE * triton.cdiv(k, columns.COLUMNS[0]),)
@@ -75,8 +69,8 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
         return values, scales, values_t, scales_t
     x_MK = _row_major(x_MK)
     m, k = x_MK.shape
-    values, scales = _new_rows(x_MK, m, k)
-    values_t, scales_t = _new_rows(x_MK, k, m)
+    values, scales = new_tiles(x_MK, m, k)
+    values_t, scales_t = new_tiles(x_MK, k, m)
     if x_MK.numel():
         mp, kp = padded(m), padded(k)
         columns.both_kernel[(mp // TILE * (kp // TILE),)](
@@ -101,7 +95,7 @@ def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Ten
 def requantise_columns(values: Tensor, scales: Tensor, width: int, pow2: bool) -> tuple[Tensor, Tensor]:
     values, scales = values.contiguous(), scales.contiguous()
     m, kp = values.shape
-    values_t, scales_t = _new_rows(values, width, m)
+    values_t, scales_t = new_tiles(values, width, m)
     if values_t.numel():
         mp = values_t.shape[1]
         columns.requantise_kernel[(mp // TILE * triton.cdiv(width, columns.REQUANTISE[0]),)](

@@ -15,7 +15,7 @@ Legend: M rows, MP and FP those and F padded to a multiple of 128, F feed-forwar
 import torch
 from torch import Tensor
 
-from deepseek_kernels.formats import E4M3, TILE, Rows, padded
+from deepseek_kernels.formats import Rows, new_tiles
 from deepseek_kernels.registry import define
 
 
@@ -23,21 +23,16 @@ def _fake_swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
     return gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
 
 
-def _fake_tiles(like: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
-    values = like.new_empty(rows, padded(width), dtype=E4M3)
-    return values, like.new_empty(padded(width) // TILE, rows, dtype=torch.float32)
-
-
 def _fake_quantise(
     gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor]:
-    return _fake_tiles(gate_up, len(gate_up), width // 2)
+    return new_tiles(gate_up, len(gate_up), width // 2)
 
 
 def _fake_columns(
     gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor]:
-    return _fake_tiles(gate_up, width // 2, len(gate_up))
+    return new_tiles(gate_up, width // 2, len(gate_up))
 
 
 def _fake_weight(weight: Tensor | None, like: Tensor) -> Tensor:
@@ -53,39 +48,39 @@ def _fake_backward(
 def _fake_backward_quantise(
     dy: Tensor, gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    rows, columns = _fake_tiles(dy, len(dy), width), _fake_tiles(dy, width, len(dy))
+    rows, columns = new_tiles(dy, len(dy), width), new_tiles(dy, width, len(dy))
     return *rows, *columns, _fake_weight(weight, dy)
 
 
-_BOTH = ("reference", "triton")
+_BACKENDS = ("reference", "triton", "cuda")
 _INPUT = "Tensor gate_up, Tensor? scales, int width, Tensor? weight"
 _swiglu = define(
-    __name__, "swiglu(Tensor gate_up, Tensor? weight, *, str backend) -> Tensor", _fake_swiglu, _BOTH
+    __name__, "swiglu(Tensor gate_up, Tensor? weight, *, str backend) -> Tensor", _fake_swiglu, _BACKENDS
 )
 _swiglu_quantise = define(
     __name__,
     f"swiglu_quantise({_INPUT}, bool pow2, *, str backend) -> (Tensor, Tensor)",
     _fake_quantise,
-    _BOTH,
+    _BACKENDS,
 )
 _swiglu_quantise_columns = define(
     __name__,
     f"swiglu_quantise_columns({_INPUT}, bool pow2, *, str backend) -> (Tensor, Tensor)",
     _fake_columns,
-    _BOTH,
+    _BACKENDS,
 )
 _swiglu_backward = define(
     __name__,
     f"swiglu_backward(Tensor dy, {_INPUT}, *, str backend) -> (Tensor, Tensor)",
     _fake_backward,
-    _BOTH,
+    _BACKENDS,
 )
 _swiglu_backward_quantise = define(
     __name__,
     f"swiglu_backward_quantise(Tensor dy, {_INPUT}, bool pow2, *, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _fake_backward_quantise,
-    _BOTH,
+    _BACKENDS,
 )
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from deepseek_kernels.formats import E4M3, TILE, padded
+from deepseek_kernels.formats import TILE, new_tiles, padded
 from deepseek_kernels.quant import quantise_both
 from deepseek_kernels.swiglu import kernels
 
@@ -18,11 +18,6 @@ SQUARE_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _tiles(like: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
-    values = like.new_empty(rows, padded(width), dtype=E4M3)
-    return values, like.new_empty(padded(width) // TILE, rows, dtype=torch.float32)
 
 
 def _parts(weight: Tensor | None, like: Tensor, f: int) -> Tensor | None:
@@ -49,7 +44,7 @@ def swiglu_quantise(
 ) -> tuple[Tensor, Tensor]:
     gate_up, scales, weight = gate_up.contiguous(), _dense(scales), _dense(weight)
     (m, stride), f = gate_up.shape, width // 2
-    values, y_scales = _tiles(gate_up, m, f)
+    values, y_scales = new_tiles(gate_up, m, f)
     if values.numel():
         grid = (triton.cdiv(m, QUANTISE_ROWS) * triton.cdiv(f, TILE),)
         kernels.rows_kernel[grid](
@@ -64,7 +59,7 @@ def swiglu_quantise_columns(
 ) -> tuple[Tensor, Tensor]:
     gate_up, scales, weight = gate_up.contiguous(), _dense(scales), _dense(weight)
     (m, stride), f = gate_up.shape, width // 2
-    values, y_scales = _tiles(gate_up, f, m)
+    values, y_scales = new_tiles(gate_up, f, m)
     if values.numel():
         grid = (padded(m) // TILE * triton.cdiv(f, CHANNELS),)
         kernels.columns_kernel[grid](
@@ -97,7 +92,7 @@ def swiglu_backward_quantise(
         d_gate_up, d_weight = swiglu_backward(dy.float(), gate_up, scales, width, weight)
         rows, columns = quantise_both(d_gate_up, pow2=pow2, backend="triton")
         return rows.values, rows.scales, columns.values, columns.scales, d_weight
-    rows, columns, parts = _tiles(dy, m, width), _tiles(dy, width, m), _parts(weight, dy, f)
+    rows, columns, parts = new_tiles(dy, m, width), new_tiles(dy, width, m), _parts(weight, dy, f)
     if rows[0].numel():
         grid = (padded(m) // TILE * (f // TILE) * (2 if SPLIT else 1),)
         kernels.backward_quantise_kernel[grid](
