@@ -1,7 +1,7 @@
 """Quantisation by ``csrc/quantise_tiles.cu`` and ``csrc/pack_e5m6.cu``, for Hopper: what is turned, and E5M6.
 
-They take whole tiles of 128 channels in BF16 (or FP8) whose rows begin at multiples of 16 bytes. Anything else, and the ops
-that only read and write along rows, are Triton's kernels: equal to the bit, and as fast as the memory for the latter.
+They take whole tiles of 128 channels in BF16 (or FP8) whose rows begin at multiples of 16 bytes. Anything else, and the
+ops that only read and write along rows, are Triton's kernels: equal to the bit, and as fast as the memory for the latter.
 Legend: see ``formats``.
 """
 
@@ -47,8 +47,8 @@ def run_tiles(
     weight: Tensor | None = None,
     parts: Tensor | None = None,
 ) -> None:
-    """Fills ``into_t`` and ``into``, values and scales of tiles of 128 x 1 and 1 x 128. ``f``: channels of a half of ``x``
-    (of all of it, where it is no pair)."""
+    """Fills ``into_t`` and ``into``, values and scales of tiles of 128 x 1 and 1 x 128. ``f``: channels of a half of
+    ``x`` (of all of it, where it is no pair)."""
     values, scales = into or (None, None)
     tensors = (x, dy, x_scales, weight, values, scales, *into_t, parts)
     _checked(
