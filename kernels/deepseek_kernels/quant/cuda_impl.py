@@ -1,7 +1,7 @@
 """Quantisation by ``csrc/quantise_tiles.cu`` and ``csrc/pack_e5m6.cu``, for Hopper: what is turned, and E5M6.
 
 They take whole tiles of 128 channels in BF16 (or FP8) whose rows begin at multiples of 16 bytes. Anything else, and the
-ops that only read and write along rows, are Triton's kernels: equal to the bit, and as fast as the memory for the latter.
+ops that only read and write along rows, are Triton's kernels: equal to the bit, and as fast as memory for the latter.
 Legend: see ``formats``.
 """
 
