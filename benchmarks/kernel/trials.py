@@ -23,6 +23,11 @@ from deepseek_kernels.swiglu import triton_impl as swiglus
 D, F = 7168, 2048
 FP8 = 1 + 4 / 128  # bytes of a value and its share of a scale
 OURS = {"pow2": True, "backend": "triton"}
+GAINS = (
+    *((part, 8, 256, 4) for part in (32, 64, 128)),
+    *((part, 16, 256, 8) for part in (64, 128, 256)),
+    *((64, 64, 128, 8), (64, 8, 512, 8), (128, 4, 512, 4), (64, 4, 1024, 8)),
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,9 @@ def _gain(device: torch.device, m: int, d: int, *variants: tuple[Any, ...]) -> T
         norm.rms_norm_gain_gradient(dy, x, scale, into, backend="triton")
         return into
 
-    return Trial("gain gradient", 4.0 * m * d, call, norms, ("PART", "CHANNELS", "SUM_LAUNCH"), variants)
+    return Trial(
+        "gain gradient", 4.0 * m * d, call, norms, ("PART", "STEP", "CHANNELS", "SUM_LAUNCH"), variants
+    )
 
 
 def _gate(device: torch.device, m: int, *variants: tuple[Any, ...]) -> Trial:

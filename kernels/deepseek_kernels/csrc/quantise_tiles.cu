@@ -2,8 +2,8 @@
 // a scale for each row (tiles of 1 x 128) where that is asked for (V3 report section 3.3.2; scale rule: formats.py). The
 // elements are BF16 numbers, numbers kept in FP8, SwiGLU of such, or SwiGLU's two gradients.
 //
-// A block walks through tiles. The next tile's operands are copied to shared memory while this one's numbers, in registers
-// by now, are scaled and stored. A thread has 8 rows of 4 channels: four rows of a channel are one word of the transpose, so
+// A block walks through tiles. The operands of the next one or two are copied to shared memory while this one's numbers, in
+// registers by now, are scaled and stored. A thread has 8 rows of 4 channels: four rows of a channel are one word of the transpose, so
 // nothing is moved between threads but words of results, by way of shared memory, swizzled so that no bank is asked twice.
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
@@ -27,7 +27,8 @@ struct Shape {
   static constexpr int kSides = kDy ? 2 : 1;  // results
   static constexpr int kRowBytes = kTile * (kKeptInFp8 ? 1 : 2), kOperand = kTile * kRowBytes;
   static constexpr int kDyAt = (kPair ? 2 : 1) * kOperand, kInput = kDyAt + (kDy ? 2 * kTile * kTile : 0);
-  static constexpr int kRowsAt = kInput + kSides * kTile * kTile;
+  static constexpr int kStages = kPair && !kKeptInFp8 ? 1 : 2;  // of operands, as many as fit
+  static constexpr int kTurnedAt = kStages * kInput, kRowsAt = kTurnedAt + kSides * kTile * kTile;
   static constexpr int kAmaxAt = kRowsAt + (kWithRows ? kSides * kTile * kTile : 0);
   static constexpr int kInverseAt = kAmaxAt + kSides * kWarps * kTile * 4;
   static constexpr int kBytes = kInverseAt + kSides * kTile * 4;
@@ -67,6 +68,11 @@ __device__ __forceinline__ void copy_operand(uint8_t* to, const uint8_t* from, i
 // Which tile: rows from 128 `down` on, channels from 128 `g` on.
 struct Place {
   int down, g;
+
+  __device__ __forceinline__ void move(Place step, int across) {
+    down += step.down, g += step.g;
+    if (g >= across) ++down, g -= across;
+  }
 };
 
 template <class S>
@@ -92,6 +98,18 @@ __device__ __forceinline__ float factor_of_lane(const Problem& p, Place at) {
   if (S::kPair && lane % 4 == 2) return p.weight ? __ldg(p.weight + row) : 1.0f;
   if (!S::kKeptInFp8) return 1.0f;
   return __ldg(p.x_scales + static_cast<int64_t>(at.g + (S::kPair && lane % 4 == 1 ? across : 0)) * p.m + row);
+}
+
+// Starts to copy a tile's operands, if there is such a tile; its factors.
+template <class S>
+__device__ __forceinline__ float fetch(const Problem& p, uint8_t* memory, Place at, int tiles) {
+  float factor = 0.0f;
+  if (at.down < tiles) {
+    copy_tile<S>(p, memory, at);
+    factor = factor_of_lane<S>(p, at);
+  }
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  return factor;
 }
 
 __device__ __forceinline__ void four_bf16(const uint8_t* from, float (&x)[4]) {
@@ -246,24 +264,26 @@ __global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
     quantise_tiles(const __grid_constant__ Problem p) {
   using S = Shape<kSource, kWithRows>;
   extern __shared__ __align__(128) uint8_t memory[];
-  uint8_t *turned = memory + S::kInput, *lying = memory + S::kRowsAt;
+  uint8_t *turned = memory + S::kTurnedAt, *lying = memory + S::kRowsAt;
   float* amax = reinterpret_cast<float*>(memory + S::kAmaxAt);         // [sides, warps, channels]
   float* inverses = reinterpret_cast<float*>(memory + S::kInverseAt);  // [sides, channels]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int across = p.f / kTile, width = S::kSides * p.f, tiles = p.mp / kTile;
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   const Place step{blocks / across, blocks % across};
-  Place next{block / across, block % across};
-  copy_tile<S>(p, memory, next);
-  float factor = factor_of_lane<S>(p, next);
-  while (next.down < tiles) {
-    const Place at = next;
-    next = {at.down + step.down, at.g + step.g};
-    if (next.g >= across) next = {next.down + 1, next.g - across};
+  Place at{block / across, block % across}, ahead = at;
+  float factors[S::kStages];
+#pragma unroll
+  for (int i = 0; i < S::kStages; ++i) {
+    factors[i] = fetch<S>(p, memory + i * S::kInput, ahead, tiles);
+    ahead.move(step, across);
+  }
+  for (int count = 0; at.down < tiles; ++count, at.move(step, across)) {
+    uint8_t* operands = memory + count % S::kStages * S::kInput;
     float x[S::kSides][kRows][4];
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(S::kStages - 1) : "memory");
     __syncthreads();
-    numbers_of<S>(p, memory, factor, at, x);
+    numbers_of<S>(p, operands, factors[0], at, x);
 #pragma unroll
     for (int side = 0; side < S::kSides; ++side) {
       float most[4];
@@ -277,10 +297,9 @@ __global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
           make_float4(most[0], most[1], most[2], most[3]);
     }
     __syncthreads();  // the operands have been read as well
-    if (next.down < tiles) {
-      copy_tile<S>(p, memory, next);
-      factor = factor_of_lane<S>(p, next);
-    }
+    factors[0] = factors[S::kStages - 1];
+    factors[S::kStages - 1] = fetch<S>(p, operands, ahead, tiles);
+    ahead.move(step, across);
     if (threadIdx.x < S::kSides * kTile) {
       const int side = threadIdx.x / kTile, channel = threadIdx.x % kTile;
       float most = 0.0f;

@@ -57,7 +57,7 @@ CASES = (
         "gain gradient",
         kernels.gain_kernel,
         _GAIN | {"M": "i32", "D": "i32"},
-        {"PART": kernels.PART, "CHANNELS": kernels.CHANNELS},
+        {"PART": kernels.PART, "STEP": kernels.STEP, "CHANNELS": kernels.CHANNELS},
         kernels.SUM_LAUNCH,
         (*_GAIN, "M", "D"),
         Limits(96, 8192, {"LDG.E.128": 4}),

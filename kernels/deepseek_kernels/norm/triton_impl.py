@@ -8,8 +8,8 @@ from torch import Tensor
 from deepseek_kernels.formats import E4M3, TILE, padded
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
-# Rows and channels of a program of the gain's gradient: enough programs for several waves, each of one flight of loads.
-PART, CHANNELS = 64, 128
+# Rows of a program of the gain's gradient, of one step of it, and its channels.
+PART, STEP, CHANNELS = 64, 16, 256
 SUM_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
 ADD_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
@@ -68,18 +68,22 @@ def backward_kernel(dy_ptr, x_ptr, scale_ptr, gain_ptr, dx_ptr, D, G: tl.constex
 
 
 @triton.jit
-def gain_kernel(dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, PART: tl.constexpr, CHANNELS: tl.constexpr):
-    """The sum over PART rows, for CHANNELS channels."""
+def gain_kernel(
+    dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, PART: tl.constexpr, STEP: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """The sum over PART rows, for CHANNELS channels. Steps are unrolled: their loads are under way together."""
     p = tl.program_id(1).to(tl.int64)
     k = (tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
-    m = p * PART + tl.arange(0, PART)
-    inside = (m < M)[:, None] & (k < D)
-    at = m[:, None] * D + k
-    dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    x = tl.load(x_ptr + at, mask=inside, other=0.0)
-    scale = tl.load(scale_ptr + m, mask=m < M, other=0.0)[:, None]
-    terms = dy * (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
-    tl.store(part_ptr + p * D + k, tl.sum(terms, axis=0)[None, :], mask=k < D)
+    total = tl.zeros((STEP, CHANNELS), tl.float32)
+    for first in tl.static_range(0, PART, STEP):
+        m = p * PART + first + tl.arange(0, STEP)
+        inside = (m < M)[:, None] & (k < D)
+        at = m[:, None] * D + k
+        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        scale = tl.load(scale_ptr + m, mask=m < M, other=0.0)[:, None]
+        total += dy * (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
+    tl.store(part_ptr + p * D + k, tl.sum(total, axis=0)[None, :], mask=k < D)
 
 
 @triton.jit
@@ -143,7 +147,7 @@ def rms_norm_gain_gradient(dy_MD: Tensor, x_MD: Tensor, scale_M: Tensor, into_D:
     part_PD = x_MD.new_empty(triton.cdiv(m, PART), d, dtype=torch.float32)
     if part_PD.numel():
         gain_kernel[(triton.cdiv(d, CHANNELS), len(part_PD))](
-            dy_MD, x_MD, scale_M, part_PD, m, d, PART, CHANNELS, **SUM_LAUNCH
+            dy_MD, x_MD, scale_M, part_PD, m, d, PART, STEP, CHANNELS, **SUM_LAUNCH
         )
         sum_D = into_D.contiguous()
         add_kernel[(triton.cdiv(d, 32),)](part_PD, sum_D, len(part_PD), d, **ADD_LAUNCH)
