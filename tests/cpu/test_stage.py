@@ -136,6 +136,17 @@ def test_initial_weights_do_not_depend_on_the_split() -> None:
                     assert torch.equal(weight, same), name
 
 
+def test_initial_weights_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, found = tiny(), []
+    for threads in (1, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        stage = Stage(ModelContext(m, WeightGradQueue()), split_layers(m, 1)[0], 8)
+        init_stage(stage, m, seed=7)
+        found.append(stage.weights())
+    for name, weight in found[0].items():
+        assert torch.equal(weight, found[1][name]), name
+
+
 def test_initial_weights_are_normal_and_all_different() -> None:
     m = tiny(hidden_size=128, expert_ffn_size=64, init_std=0.006)
     stage = Stage(ModelContext(m, WeightGradQueue()), split_layers(m, 1)[0], 8)
