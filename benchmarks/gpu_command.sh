@@ -28,9 +28,9 @@ command_of() { # NAME [OVERRIDE ...]: as words in $words
   words+=("${common[@]}" "${@:2}")
 }
 
-most() { # SECONDS: of a part, or what is left
-  local left=$((limit - SECONDS))
-  echo $((left < 1 ? 1 : left < $1 ? left : $1))
+most() { # SECONDS: of a part, where all have 200, or what is left
+  local part=$(($1 * limit / 200)) left=$((limit - SECONDS))
+  echo $((left < 1 ? 1 : left < part ? left : part))
 }
 
 tell() { # CODE PART BEGAN LOG
