@@ -69,12 +69,12 @@ steps() { # NAME SECONDS STEPS [OVERRIDE ...]: a run that is cut off: its checkp
   tell $code "$1" "$began" "$runs/log"
 }
 
-# What each run would wait for, side by side: text, our CUDA kernel, modules read once.
+# What each run would wait for, side by side: text, our CUDA kernels, modules read once.
 began=$SECONDS
 "$python" -m deepseek_train.cli.data prepare "data.path=$runs/data" data.source=builtin data.max_megabytes=16 &
 "$python" -c 'import deepseek_train.cli.train_rank' &
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  "$python" -c 'from deepseek_kernels.cuda_library import library; library("block_scaled_gemm")' &
+  "$python" -c 'from deepseek_kernels.cuda_library import compile_for; compile_for("gemm"); compile_for("quant")' &
 fi
 wait
 echo "=== prepared: $((SECONDS - began)) s"
