@@ -5,7 +5,7 @@
 #
 #   benchmarks/gpu_command.sh FOLDER_OF_RESULTS [OVERRIDE ...]     # overrides of every part: tiny sizes, to rehearse on a CPU
 #
-# PYTHON (python3) has the dependencies of pyproject.toml, or finds them on PYTHONPATH. STEP: tokens of a step.
+# PYTHON (python3) has the dependencies of pyproject.toml, or finds them on PYTHONPATH. STEP: tokens of a step. PARTS: which.
 set -uo pipefail
 mkdir -p "${1:?a folder for the results}"
 out=$(cd "$1" && pwd)
@@ -13,6 +13,7 @@ shift
 common=("$@")
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3} step=${STEP:-32768} limit=${LIMIT:-200} status=0
+parts=" ${PARTS:-fp8 layer bf16 compiled} "
 
 # In memory where it holds two checkpoints, for disks are of all speeds.
 shm=$(df --output=avail -BG /dev/shm 2>/dev/null | tail -n 1 | tr -dc 0-9)
@@ -79,20 +80,29 @@ fi
 wait
 echo "=== prepared: $((SECONDS - began)) s"
 
-train fp8 110 "train.total_tokens=$((14 * step))"
-cp "$runs/fp8/report.md" "$runs/fp8/metrics.jsonl" "$out/"
-rm -rf "$runs/fp8"
+if [[ $parts == *" fp8 "* ]]; then
+  train fp8 110 "train.total_tokens=$((14 * step))"
+  cp "$runs/fp8/report.md" "$runs/fp8/metrics.jsonl" "$out/"
+  rm -rf "$runs/fp8"
+fi
 
-layer=(model.num_layers=1 model.num_dense_layers=0 optim.ema_decay=0.9)
-train layer 60 "${layer[@]}" "train.total_tokens=$((4 * step))"
-echo "=== layer, resumed:"
-train layer 60 "${layer[@]}" "train.total_tokens=$((6 * step))" resume=must
-cp "$runs/layer/report.md" "$out/resumed.md"
-rm -rf "$runs/layer"
+if [[ $parts == *" layer "* ]]; then
+  layer=(model.num_layers=1 model.num_dense_layers=0 optim.ema_decay=0.9)
+  train layer 60 "${layer[@]}" "train.total_tokens=$((4 * step))"
+  echo "=== layer, resumed:"
+  train layer 60 "${layer[@]}" "train.total_tokens=$((6 * step))" resume=must
+  cp "$runs/layer/report.md" "$out/resumed.md"
+  rm -rf "$runs/layer"
+fi
 
-steps bf16 45 10 precision=bf16 "train.total_tokens=$((20 * step))"
-cp "$runs/bf16/metrics.jsonl" "$out/bf16.jsonl"
-steps compiled 75 10 train.compile=true "train.total_tokens=$((20 * step))"
-cp "$runs/compiled/metrics.jsonl" "$out/compiled.jsonl"
+if [[ $parts == *" bf16 "* ]]; then
+  steps bf16 60 10 precision=bf16 "train.total_tokens=$((20 * step))"
+  cp "$runs/bf16/metrics.jsonl" "$out/bf16.jsonl"
+fi
+
+if [[ $parts == *" compiled "* ]]; then
+  steps compiled 90 10 train.compile=true "train.total_tokens=$((20 * step))"
+  cp "$runs/compiled/metrics.jsonl" "$out/compiled.jsonl"
+fi
 echo "=== all: $SECONDS s, status $status"
 exit "$status"

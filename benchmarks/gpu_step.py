@@ -66,7 +66,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--entries", nargs="+", choices=NAMES, default=list(NAMES[:3]))
+    parser.add_argument("--entries", nargs="+", choices=NAMES, default=[*NAMES[:3], "fp8-compiled"])
     parser.add_argument(
         "--seconds", type=float, default=30.0, help="of an entry, after its first step (which compiles)"
     )

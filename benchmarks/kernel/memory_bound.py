@@ -45,7 +45,8 @@ def _quantisation(device: torch.device, tokens: int, rows: int, d: int, f: int) 
         yield Contest(
             "quantise_rows", shape, "memory", one_way, {"triton": partial(quant.quantise_rows, x, **ours)}
         )
-        yield Contest("quantise_columns", shape, "memory", one_way, _turning(quant.quantise_columns, x))
+        turn = {"triton": partial(quant.quantise_columns, x, **ours)}
+        yield Contest("quantise_columns", shape, "memory", one_way, turn)
         both = round(elements * (2 + 2 * fp8))
         yield Contest("quantise_both", shape, "memory", both, _turning(quant.quantise_both, x))
         moved = round(elements * 2 * fp8)

@@ -24,9 +24,9 @@ D, F = 7168, 2048
 FP8 = 1 + 4 / 128  # bytes of a value and its share of a scale
 OURS = {"pow2": True, "backend": "triton"}
 GAINS = (
-    *((part, 8, 256, 4) for part in (32, 64, 128)),
-    *((part, 16, 256, 8) for part in (64, 128, 256)),
-    *((64, 64, 128, 8), (64, 8, 512, 8), (128, 4, 512, 4), (64, 4, 1024, 8)),
+    *((part, 4, 512, 4) for part in (64, 256)),
+    *((part, 2, 1024, 4) for part in (64, 128)),
+    *((64, 4, 1024, 8), (128, 4, 1024, 8), (128, 8, 256, 4)),
 )
 
 

@@ -2,7 +2,7 @@
 // a scale for each row (tiles of 1 x 128) where that is asked for (V3 report section 3.3.2; scale rule: formats.py). The
 // elements are BF16 numbers, numbers kept in FP8, SwiGLU of such, or SwiGLU's two gradients.
 //
-// A block walks through tiles. The operands of the next one or two are copied to shared memory while this one's numbers, in
+// A block walks through tiles. The operands of the next one (or two) are copied to shared memory while this one's numbers, in
 // registers by now, are scaled and stored. A thread has 8 rows of 4 channels: four rows of a channel are one word of the transpose, so
 // nothing is moved between threads but words of results, by way of shared memory, swizzled so that no bank is asked twice.
 #include <cuda_bf16.h>
@@ -27,7 +27,7 @@ struct Shape {
   static constexpr int kSides = kDy ? 2 : 1;  // results
   static constexpr int kRowBytes = kTile * (kKeptInFp8 ? 1 : 2), kOperand = kTile * kRowBytes;
   static constexpr int kDyAt = (kPair ? 2 : 1) * kOperand, kInput = kDyAt + (kDy ? 2 * kTile * kTile : 0);
-  static constexpr int kStages = kPair && !kKeptInFp8 ? 1 : 2;  // of operands, as many as fit
+  static constexpr int kStages = kSource == kKept ? 2 : 1;  // of operands; more do not help what computes more
   static constexpr int kTurnedAt = kStages * kInput, kRowsAt = kTurnedAt + kSides * kTile * kTile;
   static constexpr int kAmaxAt = kRowsAt + (kWithRows ? kSides * kTile * kTile : 0);
   static constexpr int kInverseAt = kAmaxAt + kSides * kWarps * kTile * 4;
@@ -353,7 +353,7 @@ cudaError_t launch(const Problem& p, bool pow2, int multiprocessors, cudaStream_
 
 // source: 0 BF16 x [M, F]; 1 x [M, F] kept in FP8 with scales [F / 128, M]; 2, 3 the same of gate and up [M, 2 F], whose
 // SwiGLU is meant; 4, 5 the same beside dy [M, F], whose gradients are. F is a multiple of 128, rows begin at multiples of 16
-// bytes, `stride` bytes apart. values and scales: null, or (0, 4 and 5) the tiles of 1 x 128. Returns 0 or a CUDA error.
+// bytes, `stride` bytes apart. values and scales: the tiles of 1 x 128, of 0, 4 and 5. Returns 0 or a CUDA error.
 extern "C" int deepseek_quantise_tiles(const void* x, const void* dy, const float* x_scales, const float* weight, void* values,
                                        float* scales, void* values_t, float* scales_t, float* parts, int64_t stride, int m,
                                        int f, int source, int pow2, int multiprocessors, void* stream) {
@@ -362,8 +362,7 @@ extern "C" int deepseek_quantise_tiles(const void* x, const void* dy, const floa
                   (m + kTile - 1) / kTile * kTile};
   const auto s = static_cast<cudaStream_t>(stream);
   switch (source) {
-    case kPlain: return values ? launch<kPlain, true>(p, pow2, multiprocessors, s)
-                               : launch<kPlain, false>(p, pow2, multiprocessors, s);
+    case kPlain: return launch<kPlain, true>(p, pow2, multiprocessors, s);
     case kKept: return launch<kKept, false>(p, pow2, multiprocessors, s);
     case kSwiglu: return launch<kSwiglu, false>(p, pow2, multiprocessors, s);
     case kSwigluKept: return launch<kSwigluKept, false>(p, pow2, multiprocessors, s);

@@ -9,8 +9,9 @@ from deepseek_kernels.formats import E4M3, TILE, padded
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
 # Rows of a program of the gain's gradient, of one step of it, and its channels.
-PART, STEP, CHANNELS = 64, 16, 256
-SUM_LAUNCH = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}
+PART, STEP, CHANNELS = 128, 4, 512
+UNROLL = tl.constexpr(4)  # steps whose loads are under way together
+SUM_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 ADD_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 
@@ -71,18 +72,19 @@ def backward_kernel(dy_ptr, x_ptr, scale_ptr, gain_ptr, dx_ptr, D, G: tl.constex
 def gain_kernel(
     dy_ptr, x_ptr, scale_ptr, part_ptr, M, D, PART: tl.constexpr, STEP: tl.constexpr, CHANNELS: tl.constexpr
 ):
-    """The sum over PART rows, for CHANNELS channels. Steps are unrolled: their loads are under way together."""
+    """The sum over PART rows, for CHANNELS channels; UNROLL steps of rows divide PART."""
     p = tl.program_id(1).to(tl.int64)
     k = (tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
     total = tl.zeros((STEP, CHANNELS), tl.float32)
-    for first in tl.static_range(0, PART, STEP):
-        m = p * PART + first + tl.arange(0, STEP)
-        inside = (m < M)[:, None] & (k < D)
-        at = m[:, None] * D + k
-        dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + at, mask=inside, other=0.0)
-        scale = tl.load(scale_ptr + m, mask=m < M, other=0.0)[:, None]
-        total += dy * (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
+    for first in range(0, PART, UNROLL * STEP):
+        for i in tl.static_range(UNROLL):
+            m = p * PART + first + i * STEP + tl.arange(0, STEP)
+            inside = (m < M)[:, None] & (k < D)
+            at = m[:, None] * D + k
+            dy = tl.load(dy_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            x = tl.load(x_ptr + at, mask=inside, other=0.0)
+            scale = tl.load(scale_ptr + m, mask=m < M, other=0.0)[:, None]
+            total += dy * (x.to(tl.float32) * scale).to(x.dtype).to(tl.float32)
     tl.store(part_ptr + p * D + k, tl.sum(total, axis=0)[None, :], mask=k < D)
 
 

@@ -1,7 +1,7 @@
-"""Quantisation by ``csrc/quantise_tiles.cu`` and ``csrc/pack_e5m6.cu``, for Hopper: what is turned, and E5M6.
+"""Quantisation by ``csrc/quantise_tiles.cu`` and ``csrc/pack_e5m6.cu``, for Hopper: where these are the faster ones.
 
 They take whole tiles of 128 channels in BF16 (or FP8) whose rows begin at multiples of 16 bytes. Anything else, and the
-ops that only read and write along rows, are Triton's kernels: equal to the bit, and as fast as memory for the latter.
+other ops, are Triton's kernels: equal to the bit.
 Legend: see ``formats``.
 """
 
@@ -14,6 +14,7 @@ from deepseek_kernels.quant import triton_impl
 from deepseek_kernels.quant.triton_impl import (  # noqa: F401
     dequantise,
     quantise_blocks,
+    quantise_columns,
     quantise_rows,
     transpose_values,
     unpack_e5m6,
@@ -69,15 +70,6 @@ def run_tiles(
 def _checked(name: str, code: int) -> None:
     if code:
         raise RuntimeError(f"{name} was not started: CUDA's error {code}")
-
-
-def quantise_columns(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
-    m, k = x_MK.shape
-    if not whole(x_MK, k):
-        return triton_impl.quantise_columns(x_MK, pow2)
-    turned = new_tiles(x_MK, k, m)
-    run_tiles(PLAIN, x_MK, k, pow2, into_t=turned)
-    return turned
 
 
 def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
