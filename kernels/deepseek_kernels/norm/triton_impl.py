@@ -9,7 +9,7 @@ from deepseek_kernels.formats import E4M3, TILE, padded
 from deepseek_kernels.tile_math import inverse_of, scale_of
 
 # Rows of a program of the gain's gradient, of one step of it, and its channels.
-PART, STEP, CHANNELS = 128, 4, 512
+PART, STEP, CHANNELS = 64, 2, 1024
 UNROLL = tl.constexpr(4)  # steps whose loads are under way together
 SUM_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 ADD_LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
