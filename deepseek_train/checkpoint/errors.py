@@ -5,6 +5,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read: what, where, what was expected. The same on every rank."""
 
 
+class NoCheckpoint(CheckpointError):
+    """There is none in the place that was named."""
+
+
 class CheckpointUnreadable(CheckpointError):
     """Whether the checkpoint is whole cannot be told: the disk does not answer, or another version wrote it. No reason
     to set it aside."""

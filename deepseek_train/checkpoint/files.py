@@ -13,10 +13,9 @@ from deepseek_train.checkpoint.stored import StoredCheckpoint
 _ELEMENTS = 16 << 20  # held at a time
 
 
-def rewrite(source: Place, root: Place, files: int) -> Place:
-    """Writes the verified checkpoint ``source`` into ``root`` as about ``files`` files of equal size; returns its
-    folder. Raises CheckpointError."""
-    stored = StoredCheckpoint.open(source)
+def rewrite(stored: StoredCheckpoint, root: Place, files: int) -> Place:
+    """Writes a verified checkpoint into ``root`` as about ``files`` files of equal size; returns its folder. Raises
+    CheckpointError."""
     for found in committed(root):
         if found.step == stored.step:
             raise CheckpointError(

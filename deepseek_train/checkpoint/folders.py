@@ -96,21 +96,6 @@ def newest(root: Place, step: int | None = None) -> Place | None:
     return next((found.path for found in committed(root) if step is None or found.step <= step), None)
 
 
-def find_checkpoint(path: Place) -> Place:
-    """``path`` itself if it is a checkpoint, else the newest in it, or in its folder ``checkpoints``, as runs have it.
-    Raises CheckpointError where there is none."""
-    if (path / NAME).is_file():
-        return path
-    for root in (path / CHECKPOINTS, path):
-        found = newest(root) if root.is_dir() else None
-        if found is not None:
-            return found
-    raise CheckpointError(
-        f"{path} holds no weights: neither config.json (a Hugging Face folder), nor {NAME} (a checkpoint), "
-        f"nor checkpoints of a run in {CHECKPOINTS}/"
-    )
-
-
 def found_at(path: Place) -> list[Found]:
     """``path`` itself, where it is a checkpoint with a valid manifest. Raises CheckpointError where that is damaged."""
     if not (path / NAME).exists():

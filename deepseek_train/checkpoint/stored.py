@@ -1,5 +1,6 @@
 """A checkpoint as one process reads it, without ranks: for exports, reports and moves."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,13 @@ import torch
 from torch import Tensor
 
 from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.finder import candidates
 from deepseek_train.checkpoint.index import StoredTensor
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import check_files, read_index
 from deepseek_train.checkpoint.tensor_file import read_range
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,16 @@ class StoredCheckpoint:
             with (self.path / file).open("rb") as stream:
                 read_range(stream, offset, found[low - start : high - start], str(self.path / file))
         return found
+
+
+def newest_whole(place: Place) -> StoredCheckpoint:
+    """The checkpoint ``place``, or the newest one there, or of the run it is, all of whose files are right. Damaged
+    ones before it are named in warnings, and left as they are. Raises CheckpointError; where there is no choice, with
+    the only one's damage."""
+    found = candidates(place)
+    for one in found[:-1]:
+        try:
+            return StoredCheckpoint.open(one.path)
+        except CheckpointError as error:
+            log.warning("passed over: %s", error)
+    return StoredCheckpoint.open(found[-1].path)

@@ -5,12 +5,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import find_checkpoint
+from deepseek_train.checkpoint.errors import CheckpointError, NoCheckpoint
 from deepseek_train.checkpoint.hf_config import CONFIG
 from deepseek_train.checkpoint.hf_folder import HfFolder
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.checkpoint.stored import StoredCheckpoint
+from deepseek_train.checkpoint.stored import StoredCheckpoint, newest_whole
 from deepseek_train.config.parse import ConfigError, parse
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.spec.published import Published
@@ -78,7 +77,7 @@ def checkpoint_names(m: ModelConfig, kind: str = "master") -> dict[str, str]:
 
 
 def open_weights(path: Place, kind: str = "master") -> WeightSource:
-    """The weights in a local Hugging Face folder, in a checkpoint, or in the newest checkpoint of a run's folder.
+    """The weights in a local Hugging Face folder, in a checkpoint, or in the newest whole one of a run.
     ``kind``: see ``CheckpointWeights``.
 
     Raises CheckpointError: there are none, or something is wrong with them.
@@ -89,4 +88,7 @@ def open_weights(path: Place, kind: str = "master") -> WeightSource:
                 f"{path} is a Hugging Face folder: it has one kind of weights, not {kind!r}"
             )
         return HfFolder.open(path)
-    return CheckpointWeights(StoredCheckpoint.open(find_checkpoint(path)), kind)
+    try:
+        return CheckpointWeights(newest_whole(path), kind)
+    except NoCheckpoint as error:
+        raise NoCheckpoint(f"{error}; nor a {CONFIG}, as Hugging Face folders have") from error

@@ -26,21 +26,17 @@ from dataclasses import dataclass
 from rich.progress import Progress
 from upath import UPath
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, NoCheckpoint
 from deepseek_train.checkpoint.files import rewrite
-from deepseek_train.checkpoint.folders import CHECKPOINTS, Found, committed, found_at, set_aside_in
+from deepseek_train.checkpoint.finder import candidates, checkpoints_at
+from deepseek_train.checkpoint.folders import set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.retention import Retention, discard
+from deepseek_train.checkpoint.stored import newest_whole
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.key_value import UsageError, parse_key_values
 from deepseek_train.monitor import numbers
-
-
-class _Ended(Exception):
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -63,34 +59,31 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code. ``arguments`` defaults to the command line."""
     try:
         return answer("deepseek-checkpoint", __doc__, sys.argv[1:] if arguments is None else arguments, _say)
-    except _Ended as ended:
-        print(ended, file=sys.stderr)
-        return ended.code
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(error, file=sys.stderr)
-        return 1
+        return 3 if isinstance(error, NoCheckpoint) else 1
 
 
 def _say(words: Sequence[str]) -> None:
     what, *rest = words
     match what:
         case "ls":
-            _list(_folder(_one(rest)))
+            _list(_one(rest))
         case "verify":
-            _verify(_folder(_one(rest)))
+            _verify(_one(rest))
         case "reshard":
             asked = parse_key_values(Reshard, rest, _wrong_reshard)
-            print(rewrite(_single(_opened(asked.source)), _opened(asked.target), asked.files))
+            print(rewrite(newest_whole(_opened(asked.source)), _opened(asked.target), asked.files))
         case "prune":
             place = [word for word in rest if "=" not in word]
             asked_prune = parse_key_values(Prune, [word for word in rest if "=" in word], _wrong_prune)
-            _prune(_folder(_one(place)), asked_prune)
+            _prune(_one(place), asked_prune)
         case _:
             raise UsageError([f"'{what}' is not one of ls, verify, reshard, prune"])
 
 
-def _list(root: Place) -> None:
-    found, bad = _all(root), set_aside_in(root)
+def _list(place: Place) -> None:
+    found, bad = candidates(place), set_aside_in(checkpoints_at(place))
     for one in found:
         files = read_manifest(one.path).files
         size = sum(record.bytes for record in files.values())
@@ -111,11 +104,11 @@ def _list(root: Place) -> None:
         print(f"damaged  {path}: {why.read_text().strip() if why.exists() else 'no reason is given'}")
 
 
-def _verify(root: Place) -> None:
+def _verify(place: Place) -> None:
     """Every file of every checkpoint; all that is damaged is told before the verdict."""
     damaged: list[str] = []
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        for one in _all(root):
+        for one in candidates(place):
             files, before = read_manifest(one.path).files, len(damaged)
             for name, record in progress.track(files.items(), description=one.path.name):
                 try:
@@ -126,13 +119,13 @@ def _verify(root: Place) -> None:
                 size = sum(record.bytes for record in files.values())
                 print(f"{one.path}: {len(files)} files, {numbers.data_size(size)}, all as the manifest says")
     if damaged:
-        raise _Ended(1, "\n".join(damaged))
+        raise CheckpointError("\n".join(damaged))
 
 
-def _prune(root: Place, asked: Prune) -> None:
-    found = _all(root)
+def _prune(place: Place, asked: Prune) -> None:
+    found = candidates(place)
     going = [one.path for one in Retention(asked.last, asked.every, asked.best).to_go(found, found[0].path)]
-    going += set_aside_in(root) if asked.bad == "true" else []
+    going += set_aside_in(checkpoints_at(place)) if asked.bad == "true" else []
     for path in going:
         if asked.dry == "false":
             discard(path)
@@ -156,22 +149,6 @@ def _opened(words: str) -> Place:
     except (ImportError, ValueError) as error:
         raise UsageError([f"{words} cannot be opened: {error}"]) from error
     return place
-
-
-def _folder(place: Place) -> Place:
-    """``place``, or the checkpoints of the run it is."""
-    return place / CHECKPOINTS if (place / CHECKPOINTS).is_dir() else place
-
-
-def _all(root: Place) -> list[Found]:
-    found = committed(root) or found_at(root)
-    if not found:
-        raise _Ended(3, f"{root} holds no checkpoint")
-    return found
-
-
-def _single(place: Place) -> Place:
-    return _all(_folder(place))[0].path
 
 
 def _wrong_reshard(asked: Reshard) -> list[str]:

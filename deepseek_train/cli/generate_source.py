@@ -1,29 +1,26 @@
 """What ``source`` of ``deepseek-generate`` names: a run, a checkpoint, or a Hugging Face folder."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from upath import UPath
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import CHECKPOINTS, committed
+from deepseek_train.checkpoint.finder import CONFIG_FILE
+from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.checkpoint.hf_config import CONFIG
 from deepseek_train.checkpoint.manifest import NAME as MANIFEST_FILE
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.checkpoint.stored import StoredCheckpoint
+from deepseek_train.checkpoint.stored import StoredCheckpoint, newest_whole
 from deepseek_train.checkpoint.weight_source import CheckpointWeights, WeightSource, open_weights
 from deepseek_train.cli.key_value import UsageError
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import TOKENIZER_FILE
 from deepseek_train.data.tokenizer import TextTokenizer, load_tokenizer
-from deepseek_train.train.folder import CONFIG_FILE
 
 _NAMES = "write a run, as source=runs/tiny, one of its checkpoints, or a Hugging Face folder"
 _NAME_IT = "name the right one, tokenizer=FILE"
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,55 +38,34 @@ def open_model(path: Place, *, ema: bool, tokenizer: str | None) -> Model:
     try:
         if (path / MANIFEST_FILE).is_file():
             stored, run = StoredCheckpoint.open(path), path.absolute().parent.parent
-            return _of_checkpoint(stored, _run_config(run), ema, tokenizer or str(run / TOKENIZER_FILE))
+            return _of_checkpoint(stored, _sequence_length(run), ema, tokenizer or str(run / TOKENIZER_FILE))
         if isinstance(path, Path) and (path / CONFIG).is_file():
             return _of_export(path, ema, tokenizer or str(path / TOKENIZER_FILE))
         if (path / CONFIG_FILE).is_file() or (path / CHECKPOINTS).is_dir():
-            config = _run_config(path)
-            stored = _newest(config.checkpoints or path / CHECKPOINTS)
-            return _of_checkpoint(stored, config, ema, tokenizer or str(path / TOKENIZER_FILE))
+            length = _sequence_length(path)
+            return _of_checkpoint(newest_whole(path), length, ema, tokenizer or str(path / TOKENIZER_FILE))
     except (CheckpointError, DataError, OSError) as error:
         raise UsageError([f"source={path}: {error}"]) from error
     what = f"has no {MANIFEST_FILE}, {CONFIG_FILE} or {CONFIG}" if path.is_dir() else "is no folder"
     raise UsageError([f"source={path} {what}; {_NAMES}"])
 
 
-@dataclass(frozen=True)
-class _RunConfig:
-    """What a run's configuration says of its samples; None: nothing."""
-
-    checkpoints: Place | None = None
-    sequence_length: int | None = None
-
-
-def _run_config(run: Place) -> _RunConfig:
-    """Nothing for a checkpoint that has left its run."""
+def _sequence_length(run: Place) -> int | None:
+    """Tokens of the run's samples, as its configuration says; None for a checkpoint that has left its run."""
     path = run / CONFIG_FILE
     if not path.is_file():
-        return _RunConfig()
+        return None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        length, place = content["data"]["sequence_length"], content["checkpoint"].get("path")
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no run's: it has no data.sequence_length, or no checkpoint"
-        ) from error
+        length = content["data"]["sequence_length"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is no run's: it has no data.sequence_length") from error
     if not isinstance(length, int) or length < 1:
         raise CheckpointError(f"{path} says data.sequence_length {length!r}, which is no number of tokens")
-    return _RunConfig(UPath(str(place)) if place else None, length)
+    return length
 
 
-def _newest(root: Place) -> StoredCheckpoint:
-    """The newest whole checkpoint. Damaged ones before it are named in warnings, and left as they are."""
-    for found in committed(root):
-        try:
-            return StoredCheckpoint.open(found.path)
-        except CheckpointError as error:
-            log.warning("passed over: %s", error)
-    raise CheckpointError(f"{root} holds no whole checkpoint yet")
-
-
-def _of_checkpoint(stored: StoredCheckpoint, run: _RunConfig, ema: bool, tokenizer_file: str) -> Model:
+def _of_checkpoint(stored: StoredCheckpoint, length: int | None, ema: bool, tokenizer_file: str) -> Model:
     if ema and not any(name.startswith("ema/") for name in stored.tensors):
         raise CheckpointError("ema=true, but it holds no averaged weights: leave ema away for the last ones")
     weights = CheckpointWeights(stored, "ema" if ema else "master")
@@ -101,7 +77,7 @@ def _of_checkpoint(stored: StoredCheckpoint, run: _RunConfig, ema: bool, tokeniz
             f"({tokenizer.sha256}): {_NAME_IT}"
         )
     name = f"{stored.path}, averaged weights" if ema else str(stored.path)
-    return Model(name, weights, tokenizer, run.sequence_length or _longest(weights.model))
+    return Model(name, weights, tokenizer, length or _longest(weights.model))
 
 
 def _of_export(path: Path, ema: bool, tokenizer_file: str) -> Model:

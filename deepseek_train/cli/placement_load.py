@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from deepseek_train.checkpoint.finder import CONFIG_FILE
 from deepseek_train.cli.key_value import UsageError
 from deepseek_train.monitor.jsonl import read_history
-from deepseek_train.train.folder import CONFIG_FILE, METRICS_FILE
+from deepseek_train.train.folder import METRICS_FILE
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from upath import UPath
 
 from deepseek_train.checkpoint.agree import on_first
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import find_checkpoint, set_aside_in
+from deepseek_train.checkpoint.finder import candidates
+from deepseek_train.checkpoint.folders import set_aside_in
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.checkpoint.store import newest_good
+from deepseek_train.checkpoint.store import newest_good, problem_of
 from deepseek_train.train.build import Job
 from deepseek_train.train.state import Progress, load_checkpoint, load_weights, other_data
 
@@ -51,7 +52,18 @@ def begin(job: Job, root: Place) -> Begun:
             f"or start afresh with resume=never."
         )
     if config.init_from is not None:
-        source = UPath(config.init_from)
-        load_weights(job, on_first(lambda: find_checkpoint(source)))  # another run may be saving there
-        return Begun(Progress(), None, f"weights of {config.init_from}, a new optimizer")
+        path = _whole_at(UPath(config.init_from))
+        load_weights(job, path)
+        return Begun(Progress(), None, f"weights of {path}, a new optimizer")
     return Begun(Progress(), None, "")
+
+
+def _whole_at(source: Place) -> Place:
+    """The newest whole checkpoint of another run (collective); what is damaged there is its own affair."""
+    reasons = []
+    for path in on_first(lambda: [one.path for one in candidates(source)]):  # another run may be saving there
+        reason = problem_of(path)
+        if reason is None:
+            return path
+        reasons.append(reason)
+    raise CheckpointError("\n".join(reasons))

@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 from upath import UPath
 
+from deepseek_train.checkpoint.finder import CONFIG_FILE
 from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.manifest import TOKENIZER_FILE
 
-CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 HANGS = "hangs"
 OUTCOME_FILE = "outcome"  # how the last session ended; see config.exit_codes

@@ -11,9 +11,9 @@ import yaml
 from upath import UPath
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import find_checkpoint, newest
+from deepseek_train.checkpoint.finder import CONFIG_FILE, candidates
+from deepseek_train.checkpoint.folders import newest
 from deepseek_train.checkpoint.hf_config import CONFIG as HF_CONFIG
-from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.config.check import check, of_fallback
 from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
@@ -27,7 +27,7 @@ from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
-from deepseek_train.train.folder import CONFIG_FILE, as_json, checkpoints_of, config_yaml, read_config
+from deepseek_train.train.folder import as_json, checkpoints_of, config_yaml, read_config
 from deepseek_train.train.kernel_plan import kernel_problems
 from deepseek_train.train.schedule_plan import schedule_problems
 from deepseek_train.train.stage_plan import pipeline_problems
@@ -209,11 +209,10 @@ def _init_from(config: RunConfig) -> list[Problem]:
                 f"deepseek-convert from_hf source={config.init_from} target=FOLDER, and init_from=FOLDER."
             )
             return [Problem("init_from", what, convert)]
-        path = find_checkpoint(UPath(config.init_from))
-        theirs = read_manifest(path).facts.get("model")
+        newest_there = candidates(UPath(config.init_from))[0]
     except (CheckpointError, ImportError, ValueError, OSError) as error:
         return [Problem("init_from", str(error), mend)]
-    ours = as_json(config.model)
+    ours, path, theirs = as_json(config.model), newest_there.path, newest_there.facts.get("model")
     if not isinstance(theirs, dict):
         return [Problem("init_from", f"{path} does not say of which model it is", mend)]
     shape = ours.keys() - {

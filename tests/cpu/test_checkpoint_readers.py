@@ -174,7 +174,7 @@ def test_one_process_writes_and_rewrites_the_same_bits(
 
     planned = [Planned(name, part.dtype, part.total) for name, part in kinds.items()]
     path = write_alone(root, 5, planned, produce, {"a": 1}, file_bytes)
-    again = rewrite(path, root / "again", files)
+    again = rewrite(StoredCheckpoint.open(path), root / "again", files)
     for stored in (StoredCheckpoint.open(path), StoredCheckpoint.open(again)):
         assert (stored.step, stored.facts) == (5, {"a": 1})
         for name, expected in whole.items():

@@ -8,8 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import find_checkpoint
-from deepseek_train.checkpoint.stored import StoredCheckpoint
+from deepseek_train.checkpoint.stored import newest_whole
 from deepseek_train.checkpoint.weight_source import open_weights
 from deepseek_train.cli.convert import main
 from deepseek_train.config.schema import ModelConfig
@@ -47,7 +46,7 @@ def test_there_and_back_and_there_again(
     assert_same(tensors_of(first), tensors_of(second))
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    facts = StoredCheckpoint.open(find_checkpoint(back)).facts
+    facts = newest_whole(back).facts
     assert facts["imported_from"] == "first"
     assert facts["tokenizer"] == TOKENIZER.sha256
     assert open_weights(back).model == M
@@ -70,14 +69,13 @@ def test_transformers_loads_model_and_tokenizer(tmp_path: Path) -> None:
 def test_where_weights_are_found(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     step = run / "checkpoints" / "step-00000000"
-    assert find_checkpoint(run) == find_checkpoint(run / "checkpoints") == find_checkpoint(step) == step
     for place in (run, run / "checkpoints", step):
         target = tmp_path / f"of {place.name}"
         assert main(["to_hf", f"source={place}", f"target={target}"]) == 0
         assert (target / "tokenizer.json").read_bytes() == TOKENIZER.json
     with pytest.raises(CheckpointError, match=r"lacks ema/.* and \d+ more"):
         open_weights(run, "ema")
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
         open_weights(tmp_path)
     weights = random_weights(M)
     for place in (run, tmp_path / "of run"):
@@ -112,7 +110,7 @@ def test_averages_are_exported_where_there_are_some(tmp_path: Path) -> None:
             ],
         ),
         (["from_hf", "source=x", "target=y", "dtype=bf16"], ["there is no key 'dtype'"]),
-        (["to_hf", "source=nowhere", "target=y"], ["nowhere holds no weights"]),
+        (["to_hf", "source=nowhere", "target=y"], ["nowhere holds no checkpoint"]),
         (["from_hf", "source=nowhere", "target=y"], ["nowhere/config.json cannot be read"]),
     ],
 )

@@ -223,7 +223,7 @@ def test_what_is_not_there(
     assert "has no manifest.json, config.yaml or config.json" in only
     (tmp_path / "checkpoints").mkdir()
     (only,) = errors(capsys, f"source={tmp_path}", x)
-    assert "holds no whole checkpoint yet" in only
+    assert "holds no checkpoint" in only
     (only,) = errors(capsys, f"source={run / 'checkpoints' / 'step-00000005'}", x, "ema=true")
     assert "it holds no averaged weights" in only
     (only,) = errors(capsys, f"source={exported}", x, "ema=true")

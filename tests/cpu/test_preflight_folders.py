@@ -8,10 +8,10 @@ import torch
 import yaml
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
+from deepseek_train.checkpoint.finder import CONFIG_FILE
 from deepseek_train.checkpoint.folders import CHECKPOINTS
 from deepseek_train.data.manifest import TOKENIZER_FILE
 from deepseek_train.train.folder import (
-    CONFIG_FILE,
     OUTCOME_FILE,
     as_json,
     config_yaml,
@@ -62,7 +62,7 @@ def test_weights_to_begin_with_are_looked_at(tmp_path: Path) -> None:
     ((_, said),) = told(store("silent"))
     assert "does not say of which model it is" in said
     ((_, said),) = told(f"init_from={tmp_path / 'nowhere'}")
-    assert "holds no weights" in said
+    assert "holds no checkpoint" in said
     hugging_face = tmp_path / "hugging_face"
     hugging_face.mkdir()
     (hugging_face / "config.json").write_text("{}")
