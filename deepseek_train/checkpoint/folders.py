@@ -1,7 +1,7 @@
 """The folder of checkpoints: drafts, commits, which there are, which are set aside. Rank 0's business alone.
 
 ``step-00000100`` is a checkpoint when its manifest is valid. On a local disk ``step-00000100.tmp-*`` is a draft, or
-what a killed save or deletion left: it counts for nothing and goes with the next one; ``step-00000100.replaced``
+what a killed save or deletion left: it counts for nothing and goes with the run's next one; ``step-00000100.replaced``
 stands in for the moment in which a checkpoint of the same step takes its place. ``step-00000100.bad`` was found
 damaged. On an object store, where nothing is renamed, a folder without a manifest is a draft.
 """
@@ -39,8 +39,23 @@ class Found:
         return self.path.name.endswith(".replaced")
 
 
+def sweep(root: Place) -> None:
+    """Deletes the drafts that killed saves have left. For a run alone, which holds the lock of its folder: to anybody
+    else they may be of a save under way."""
+    drafts = (
+        [path for path in root.iterdir() if _DRAFT.fullmatch(path.name)]
+        if isinstance(root, Path) and root.is_dir()
+        else []
+    )
+    for leftover in drafts:
+        try:
+            remove_folder(leftover)
+        except OSError as error:  # what cannot go is no reason not to save
+            log.warning("unfinished checkpoint %s could not be deleted: %s", leftover, error)
+
+
 def new_draft(root: Place, step: int) -> Place:
-    """An empty folder to write a checkpoint into, in place of whatever drafts are left there."""
+    """An empty folder to write a checkpoint into."""
     root.mkdir(parents=True, exist_ok=True)
     if not isinstance(root, Path):
         final = _final(root, step)
@@ -48,11 +63,6 @@ def new_draft(root: Place, step: int) -> Place:
             remove_folder(final)
         final.mkdir(parents=True, exist_ok=True)
         return final
-    for leftover in [path for path in root.iterdir() if _DRAFT.fullmatch(path.name)]:
-        try:
-            remove_folder(leftover)
-        except OSError as error:  # what cannot go is no reason not to save
-            log.warning("unfinished checkpoint %s could not be deleted: %s", leftover, error)
     draft = root / f"{_name(step)}.tmp-{uuid.uuid4().hex[:8]}"
     draft.mkdir()
     return draft
@@ -128,7 +138,7 @@ def set_aside_in(root: Place) -> list[Place]:
 
 
 def half_deleted(root: Place) -> list[Place]:
-    """What a killed deletion left on a local disk. ``new_draft`` must not touch it: another thread may be at it."""
+    """What a killed deletion left on a local disk. ``sweep`` must not touch it: another thread may be at it."""
     return [*root.glob(f"step-*.{RETIRED}*")] if isinstance(root, Path) else []
 
 

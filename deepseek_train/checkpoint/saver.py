@@ -13,7 +13,7 @@ from torch import Tensor
 from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.agree import on_first, own_rank, together
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import commit, new_draft
+from deepseek_train.checkpoint.folders import commit, new_draft, sweep
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, record_of
 from deepseek_train.checkpoint.pieces import Snapshot, Summary, check_agreement
 from deepseek_train.checkpoint.places import Place, free_bytes, remove_folder, write_synced
@@ -132,6 +132,7 @@ class Saver:
 
     def _draft(self, step: int) -> Place:
         assert self._plan is not None
+        sweep(self._root)
         draft = new_draft(self._root, step)
         free = free_bytes(draft)
         if free is not None and free < self._plan.bytes:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
-from deepseek_train.checkpoint.folders import CHECKPOINTS, set_aside
+from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.folders import CHECKPOINTS, new_draft, set_aside
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.cli.checkpoint import main
 
@@ -72,6 +73,21 @@ def test_reshard_keeps_every_bit_and_replaces_nothing(run: Path, capsys: pytest.
     assert torch.equal(StoredCheckpoint.open(made).read("w"), torch.arange(100.0))
     assert main(["reshard", f"source={run}", f"target={target}"]) == 1
     assert "is a checkpoint of step 40 already" in capsys.readouterr().err
+
+
+def test_reshard_into_a_running_run_leaves_its_draft_alone(run: Path, tmp_path: Path) -> None:
+    live = tmp_path / "live" / CHECKPOINTS
+    draft = new_draft(live, 30)  # a save under way
+    assert main(["reshard", f"source={run}", f"target={live}"]) == 0
+    assert draft.exists()
+    with pytest.raises(CheckpointError):
+        write_alone(live, 31, [Planned("w", torch.float32, 1)], fails, {})
+    assert sorted(path.name for path in live.iterdir()) == sorted(["step-00000040", draft.name])
+
+
+def fails(*_: object) -> Iterator[Tensor]:
+    raise CheckpointError("no disk")
+    yield
 
 
 def test_prune_says_first_and_does_when_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.files import rewrite
-from deepseek_train.checkpoint.folders import Found, new_draft
+from deepseek_train.checkpoint.folders import Found, new_draft, sweep
 from deepseek_train.checkpoint.index import DTYPES, StoredTensor
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.plan import Offer, plan_save
@@ -251,8 +251,9 @@ def test_what_is_being_deleted_is_left_to_whoever_deletes(tmp_path: Path) -> Non
     half = tmp_path / "step-00000001.tmp-retired"
     half.mkdir()
     draft = new_draft(tmp_path, 2)
+    sweep(tmp_path)
     assert half.exists()
-    again = new_draft(tmp_path, 2)
     assert not draft.exists()
+    again = new_draft(tmp_path, 2)
     retire(tmp_path, tmp_path / "step-00000002", Retention())
     assert [*tmp_path.iterdir()] == [again]
