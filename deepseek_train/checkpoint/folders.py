@@ -3,7 +3,10 @@
 ``step-00000100`` is a checkpoint when its manifest is valid. On a local disk ``step-00000100.tmp-*`` is a draft, or
 what a killed save or deletion left: it counts for nothing and goes with the run's next one; ``step-00000100.replaced``
 stands in for the moment in which a checkpoint of the same step takes its place. ``step-00000100.bad`` was found
-damaged. On an object store, where nothing is renamed, a folder without a manifest is a draft.
+damaged.
+
+On an object store nothing is renamed: a folder without a manifest is a draft, and a step that is saved again goes to a
+folder of its own, ``step-00000100.2``. Once that has its manifest the one before is superseded, and deleted.
 """
 
 import logging
@@ -19,7 +22,7 @@ from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, wr
 from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's own, in the run folder
-COMMITTED = re.compile(r"step-(\d{1,18})(\.replaced)?")
+COMMITTED = re.compile(r"step-(\d{1,18})(?:\.(replaced|\d{1,9}))?")
 RETIRED = "tmp-retired"  # what is being deleted, or was when its run was killed
 _DRAFT = re.compile(rf"step-\d+\.(?!{RETIRED})tmp-.*")
 log = logging.getLogger(__name__)
@@ -32,22 +35,13 @@ class Found:
     path: Place
     step: int
     facts: dict[str, Any]
-
-    @property
-    def stands_in(self) -> bool:
-        """It was being replaced by another of its step when a save was killed."""
-        return self.path.name.endswith(".replaced")
+    superseded: bool = False  # by another one of its step, which was saved later
 
 
-def sweep(root: Place) -> None:
-    """Deletes the drafts that killed saves have left. For a run alone, which holds the lock of its folder: to anybody
-    else they may be of a save under way."""
-    drafts = (
-        [path for path in root.iterdir() if _DRAFT.fullmatch(path.name)]
-        if isinstance(root, Path) and root.is_dir()
-        else []
-    )
-    for leftover in drafts:
+def sweep(root: Place, step: int) -> None:
+    """Deletes the drafts that killed saves have left; on an object store those of ``step``, as they look like any save
+    under way. For a run alone, which holds the lock of its folder: to anybody else they may be just that."""
+    for leftover in [*_drafts(root, step)] if root.is_dir() else []:
         try:
             remove_folder(leftover)
         except OSError as error:  # what cannot go is no reason not to save
@@ -58,11 +52,10 @@ def new_draft(root: Place, step: int) -> Place:
     """An empty folder to write a checkpoint into."""
     root.mkdir(parents=True, exist_ok=True)
     if not isinstance(root, Path):
-        final = _final(root, step)
-        if final.exists():
-            remove_folder(final)
-        final.mkdir(parents=True, exist_ok=True)
-        return final
+        last = max((again for at, again in map(_age, _folders(root)) if at == step), default=0)
+        folder = root / (f"{_name(step)}.{last + 1}" if last else _name(step))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     draft = root / f"{_name(step)}.tmp-{uuid.uuid4().hex[:8]}"
     draft.mkdir()
     return draft
@@ -72,7 +65,7 @@ def commit(draft: Place, manifest: Manifest) -> Place:
     """Make the draft a checkpoint: manifest, one rename, all fsynced. No old one is lost at any moment."""
     write_manifest(draft, manifest)
     if not isinstance(draft, Path):
-        return _final(draft.parent, manifest.step)
+        return draft
     final = draft.with_name(_name(manifest.step))
     if final.exists():
         aside = final.with_suffix(".replaced")
@@ -87,8 +80,8 @@ def commit(draft: Place, manifest: Manifest) -> Place:
 def committed(root: Place) -> list[Found]:
     """All checkpoints with a valid manifest, the newest first. Raises CheckpointUnreadable: one that cannot be looked
     at may be the newest."""
-    found = []
-    for path in _folders(root):
+    found: list[Found] = []
+    for path in sorted(_folders(root), key=_age, reverse=True):
         try:
             manifest = read_manifest(path)
         except CheckpointUnreadable:
@@ -96,8 +89,9 @@ def committed(root: Place) -> list[Found]:
         except CheckpointError as error:
             log.warning("ignored: %s", error)
             continue
-        found.append(Found(path, manifest.step, manifest.facts))
-    return sorted(found, key=lambda one: (one.step, not one.stands_in), reverse=True)
+        superseded = bool(found) and found[-1].step == manifest.step
+        found.append(Found(path, manifest.step, manifest.facts, superseded))
+    return sorted(found, key=lambda one: one.step, reverse=True)
 
 
 def newest(root: Place, step: int | None = None) -> Place | None:
@@ -163,8 +157,20 @@ def _folders(root: Place) -> Iterator[Place]:
         yield from (path for path in root.iterdir() if COMMITTED.fullmatch(path.name))
 
 
-def _final(root: Place, step: int) -> Place:
-    return root / _name(step)
+def _age(path: Place) -> tuple[int, int]:
+    """Of a checkpoint by its name: the step, and which of that step it is."""
+    step, again = COMMITTED.fullmatch(path.name).groups()  # type: ignore[union-attr]  # _folders sees to it
+    return int(step), 0 if again == "replaced" else int(again or 1)
+
+
+def _drafts(root: Place, step: int) -> Iterator[Place]:
+    if isinstance(root, Path):
+        yield from (path for path in root.iterdir() if _DRAFT.fullmatch(path.name))
+        return
+    for path in _folders(root):
+        kept = NAME, f"{NAME}.bad"  # a checkpoint, and one that was set aside
+        if _age(path)[0] == step and not any((path / name).exists() for name in kept):
+            yield path
 
 
 def _name(step: int) -> str:

@@ -31,7 +31,7 @@ class Retention:
     def to_go(self, found: Sequence[Found], latest: Place) -> list[Found]:
         """What is not kept of ``found``, newest first. ``latest`` counts as the newest, whatever its step: a run that
         was sent back must not lose what it just saved."""
-        whole = [one for one in found if not one.stands_in]
+        whole = [one for one in found if not one.superseded]
         newest = [one for one in whole if one.path == latest] + [one for one in whole if one.path != latest]
         kept = {one.path for one in newest[: self.last]}
         kept |= {one.path for one in whole if self.every and one.step % self.every == 0}

@@ -132,7 +132,7 @@ class Saver:
 
     def _draft(self, step: int) -> Place:
         assert self._plan is not None
-        sweep(self._root)
+        sweep(self._root, step)
         draft = new_draft(self._root, step)
         free = free_bytes(draft)
         if free is not None and free < self._plan.bytes:

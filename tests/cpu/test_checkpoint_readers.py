@@ -242,7 +242,7 @@ def test_what_is_kept(
 
 
 def test_stand_ins_go() -> None:
-    stand_in = Found(Path("step-00000003.replaced"), 3, {})
+    stand_in = Found(Path("step-00000003.replaced"), 3, {}, superseded=True)
     others = [Found(Path(f"step-{step}"), step, {}) for step in (3, 2)]
     assert Retention(5).to_go([others[0], stand_in, others[1]], others[0].path) == [stand_in]
 
@@ -251,7 +251,7 @@ def test_what_is_being_deleted_is_left_to_whoever_deletes(tmp_path: Path) -> Non
     half = tmp_path / "step-00000001.tmp-retired"
     half.mkdir()
     draft = new_draft(tmp_path, 2)
-    sweep(tmp_path)
+    sweep(tmp_path, 2)
     assert half.exists()
     assert not draft.exists()
     again = new_draft(tmp_path, 2)

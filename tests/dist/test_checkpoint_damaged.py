@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from upath import UPath
 
 from deepseek_train.checkpoint import manifest as manifest_module
-from deepseek_train.checkpoint.folders import newest
+from deepseek_train.checkpoint.folders import newest, set_aside_in
 from deepseek_train.checkpoint.store import newest_good
+from deepseek_train.checkpoint.stored import StoredCheckpoint
 from tests.dist.checkpoint_states import FACTS, load_state, message, names, save_state
 from tests.harness import run_ranks
 
@@ -99,18 +101,50 @@ def test_an_object_store_holds_checkpoints_too() -> None:
     first = save_state(0, 1, root, 7)  # type: ignore[arg-type]
     save_state(0, 1, root, 8, seed=3)  # type: ignore[arg-type]
     save_state(0, 1, root, 8)  # type: ignore[arg-type]
-    assert newest(root) == root / "step-00000008"
-    assert load_state(0, 1, root / "step-00000008") == FACTS  # type: ignore[arg-type]
-    manifest = root / "step-00000008" / "manifest.json"
+    again = root / "step-00000008.2"
+    assert newest(root) == again
+    assert not (root / "step-00000008").exists()
+    assert load_state(0, 1, again) == FACTS  # type: ignore[arg-type]
+    manifest = again / "manifest.json"
     listed = json.loads(manifest.read_text())["files"]
     assert listed.keys() | {"manifest.json"} == {path.name for path in manifest.parent.iterdir()}
-    tensors = root / "step-00000008" / "rank-00000.safetensors"
+    tensors = again / "rank-00000.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     assert newest_good(root) == first
     assert not manifest.exists()
     save_state(0, 1, root, 9, keep=1)  # type: ignore[arg-type]
     assert newest_good(root) == root / "step-00000009"
     assert not first.exists()
+    assert set_aside_in(root) == [again]
+
+
+def test_an_object_store_holds_one_whole_checkpoint_at_every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is saved again, and again: before each write and each deletion there the newest is whole."""
+    root = UPath("memory://bucket/same-step")
+    save_state(0, 1, root, 8, keep=1)  # type: ignore[arg-type]
+    leftover = root / "step-00000008.2"  # of a save that was killed
+    leftover.mkdir()
+    (leftover / "rank-00000.safetensors").write_bytes(b"half")
+    moments: list[str] = []
+
+    def check_first(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            found = newest(root)
+            assert found is not None
+            moments.append(StoredCheckpoint.open(found).path.name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, checked)
+
+    check_first(MemoryFile, "commit")
+    check_first(MemoryFileSystem, "rm_file")
+    for seed in (2, 3):
+        save_state(0, 1, root, 8, seed=seed, keep=1)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    assert [*dict.fromkeys(moments)] == ["step-00000008", "step-00000008.2", "step-00000008.3"]
+    assert [path.name for path in root.iterdir()] == ["step-00000008.3"]
 
 
 def test_a_checkpoint_of_another_version_is_not_damaged(
