@@ -6,14 +6,22 @@ calls.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
+from deepseek_train.config.storage import storage_failed
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _Reason:
+    text: str
+    storage: bool  # a disk's failure, and nothing else
 
 
 def own_rank() -> int:
@@ -26,10 +34,11 @@ def world_size() -> int:
 
 def together(work: Callable[[], T], merge: Callable[[list[T]], Sequence[R]]) -> R:
     """Run ``work`` on every rank, then ``merge`` on rank 0 with all results by rank, which returns what each
-    rank gets. Collective. Where either fails, all ranks raise CheckpointError with all the reasons."""
+    rank gets. Collective. Where either fails, all ranks raise CheckpointError with all the reasons, StorageFailed
+    where only disks have failed."""
     value, error = _tried(work)
     outcomes = _gather((value, _reason(error)))
-    replies: list[tuple[Any, str | None]] = []
+    replies: list[tuple[Any, _Reason | None]] = []
     if own_rank() == 0:
         why = _verdict([reason for _, reason in outcomes])
         merged: Sequence[R | None] | None = None
@@ -39,8 +48,8 @@ def together(work: Callable[[], T], merge: Callable[[list[T]], Sequence[R]]) -> 
         replies = [(reply, why) for reply in merged or [None] * len(outcomes)]
     reply: R
     reply, why = _scatter(replies)
-    if why:
-        raise CheckpointError(why) from error
+    if why is not None:
+        raise (StorageFailed if why.storage else CheckpointError)(why.text) from error
     return reply
 
 
@@ -56,19 +65,23 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _reason(error: Exception | None) -> str | None:
+def _reason(error: Exception | None) -> _Reason | None:
     if error is None:
         return None
-    return str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+    return _Reason(text, isinstance(error, StorageFailed) or storage_failed(error))
 
 
-def _verdict(reasons: list[str | None]) -> str | None:
+def _verdict(reasons: list[_Reason | None]) -> _Reason | None:
     """One text for all, where anybody has a reason; the same reason is said once."""
-    ranks: dict[str, list[str]] = {}
+    ranks: dict[_Reason, list[str]] = {}
     for rank, reason in enumerate(reasons):
-        if reason:
+        if reason is not None:
             ranks.setdefault(reason, []).append(str(rank))
-    return "\n".join(f"{reason} [rank {', '.join(who)}]" for reason, who in ranks.items()) or None
+    if not ranks:
+        return None
+    text = "\n".join(f"{reason.text} [rank {', '.join(who)}]" for reason, who in ranks.items())
+    return _Reason(text, all(reason.storage for reason in ranks))
 
 
 def _gather(value: Any) -> list[Any]:

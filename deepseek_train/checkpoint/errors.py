@@ -9,6 +9,10 @@ class NoCheckpoint(CheckpointError):
     """There is none in the place that was named."""
 
 
+class StorageFailed(CheckpointError):
+    """The disk did not do it: it is full, silent or read-only, and may be mended when somebody tries again."""
+
+
 class CheckpointUnreadable(CheckpointError):
     """Whether the checkpoint is whole cannot be told: the disk does not answer, or another version wrote it. No reason
     to set it aside."""

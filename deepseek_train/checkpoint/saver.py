@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.agree import on_first, own_rank, together
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
 from deepseek_train.checkpoint.folders import commit, new_draft, sweep
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, record_of
 from deepseek_train.checkpoint.pieces import Snapshot, Summary, check_agreement
@@ -138,7 +138,7 @@ class Saver:
         if free is not None and free < self._plan.bytes:
             _remove(draft)
             needed, gib = self._plan.bytes, 2**30
-            raise CheckpointError(
+            raise StorageFailed(
                 f"a checkpoint takes {needed / gib:.2f} GiB, {self._root} has {free / gib:.2f} GiB left: make room, or "
                 "keep fewer (checkpoint.keep)"
             )

@@ -16,9 +16,11 @@ from deepseek_train.cli.compose import compose_config
 from deepseek_train.cli.launch_local import launch
 from deepseek_train.cli.local_rank import call
 from deepseek_train.cli.orphan import leave_after, torchrun_vanishes
+from deepseek_train.cli.tell import tell
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.parse import ConfigError, Problem
 from deepseek_train.config.schema import DataConfig, RunConfig
+from deepseek_train.config.storage import storage_failed
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
@@ -75,12 +77,11 @@ def _run(argv: list[str]) -> int:
         layout = resolve_layout(config, world_size)
         choose_device(config, layout)
         prepare_data(config, layout, under_torchrun=under_torchrun)
-    except (ConfigError, DataError) as error:
-        if (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        ):  # once on every node: what is wrong may be wrong only there
-            print(error, file=sys.stderr)
-        return ExitCode.USER_ERROR
+    except (ConfigError, DataError, OSError) as error:
+        see_to = ". See to that place, or name another." if isinstance(error, OSError) else ""
+        tell(f"{error}{see_to}")
+        storage = error.storage if isinstance(error, ConfigError) else storage_failed(error)
+        return ExitCode.STORAGE if storage else ExitCode.USER_ERROR
     if "TORCHELASTIC_RUN_ID" in os.environ:
         leave_after(torchrun_vanishes)
     if under_torchrun or layout.world == 1:

@@ -1,7 +1,6 @@
 """One rank of ``deepseek-train``: what the command's light half calls once the configuration is known to be sound."""
 
 import os
-import sys
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
 from deepseek_train.cli.compose import compose_config
+from deepseek_train.cli.tell import tell
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.config.storage import storage_failed
 from deepseek_train.data.errors import DataError
 from deepseek_train.monitor.streams import safe_streams
 from deepseek_train.parallel.lost import lost_connection
@@ -23,7 +24,7 @@ from deepseek_train.train.agreement import RanksDiffer, agree
 from deepseek_train.train.begin import NoGoodCheckpoint
 from deepseek_train.train.build import build
 from deepseek_train.train.fallbacks import fitting, resolve_layout
-from deepseek_train.train.folder import open_folder
+from deepseek_train.train.folder import RunFolderFailed, open_folder, run_folder_told
 from deepseek_train.train.guard import GuardError
 from deepseek_train.train.lock import RunFolderTaken, RunLock
 from deepseek_train.train.loop import train
@@ -34,17 +35,20 @@ from deepseek_train.train.watching import post_watchdog
 from deepseek_train.watch.say import say
 from deepseek_train.watch.watchdog import Watchdog
 
-# Errors that say all there is to say, the same on every rank.
+# Errors that say all there is to say, the same on every rank but for ``_OF_ONE``.
 FORESEEN: dict[type[Exception], ExitCode] = {
     RendezvousError: ExitCode.USER_ERROR,
     RanksDiffer: ExitCode.USER_ERROR,
     RunFolderTaken: ExitCode.USER_ERROR,
     DataError: ExitCode.USER_ERROR,
     CheckpointError: ExitCode.USER_ERROR,
+    StorageFailed: ExitCode.STORAGE,
+    RunFolderFailed: ExitCode.STORAGE,
     NoGoodCheckpoint: ExitCode.NO_CHECKPOINT,
     GuardError: ExitCode.GIVEN_UP,
     ReplicaError: ExitCode.REPLICAS_DIFFER,
 }
+_OF_ONE = (RendezvousError, DataError)
 
 
 def rank_main(argv: list[str]) -> int:
@@ -70,9 +74,9 @@ def _run(argv: list[str]) -> int:
         watchdog = post_watchdog(cluster, place, Path(config.run_dir))
         _train(config, layout, place, watchdog)
     except tuple(FORESEEN) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(error, file=sys.stderr)
-        return FORESEEN[type(error)]
+        if isinstance(error, _OF_ONE) or os.environ.get("LOCAL_RANK", "0") == "0":
+            tell(str(error))
+        return _code(error)
     except Exception as error:
         if words := out_of_memory(error):
             rank = int(os.environ.get("RANK", "0"))
@@ -104,8 +108,15 @@ def _train(config: RunConfig, layout: ParallelLayout, place: Place, watchdog: Wa
 
 
 def _open(config: RunConfig, held: ExitStack) -> None:
-    held.enter_context(RunLock(Path(config.run_dir)))
-    open_folder(config)
+    with run_folder_told(Path(config.run_dir)):
+        held.enter_context(RunLock(Path(config.run_dir)))
+        open_folder(config)
+
+
+def _code(error: Exception) -> ExitCode:
+    if isinstance(error, DataError) and storage_failed(error):
+        return ExitCode.STORAGE
+    return next(FORESEEN[kind] for kind in type(error).__mro__ if kind in FORESEEN)
 
 
 def _device() -> Literal["cpu", "cuda"]:

@@ -23,6 +23,9 @@ class ExitCode(IntEnum):
         7  # copies of a weight are not equal: start again, perhaps without the rank that is named
     )
     OUT_OF_MEMORY = 8  # a rank's, named in the message: start again, smaller where it happens again
+    STORAGE = (
+        9  # a disk, or what stands for one, is full, silent or read-only: start again, once it is mended
+    )
 
 
 # After these a new start ends the same way.

@@ -20,6 +20,7 @@ class Problem:
     where: str  # dotted key
     what: str
     mend: str
+    storage: bool = False  # a disk's failure (``config.storage``), which may be gone the next time
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. {self.mend}"
@@ -32,6 +33,11 @@ class ConfigError(ValueError):
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
+
+    @property
+    def storage(self) -> bool:
+        """Whether only disks have failed."""
+        return all(problem.storage for problem in self.problems)
 
 
 _EXAMPLES = {

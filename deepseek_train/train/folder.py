@@ -1,8 +1,9 @@
 """The run folder: what lies where, and starting afresh without losing the old run."""
 
 import json
-import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,22 @@ from deepseek_train.data.manifest import TOKENIZER_FILE
 METRICS_FILE = "metrics.jsonl"
 HANGS = "hangs"
 OUTCOME_FILE = "outcome"  # how the last session ended; see config.exit_codes
+
+
+class RunFolderFailed(OSError):
+    """The run folder cannot be written. One text, as ranks tell each other."""
+
+
+@contextmanager
+def run_folder_told(folder: Path) -> Iterator[None]:
+    """OSErrors of the block as RunFolderFailed, with what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderFailed(
+            f"the run folder {folder} cannot be written: {error}. Make room or mend the disk; the same command then "
+            "goes on from the last checkpoint."
+        ) from error
 
 
 def checkpoints_of(config: RunConfig, folder: Path) -> Place:
@@ -38,17 +55,15 @@ def open_folder(config: RunConfig) -> Path:
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME_FILE).unlink(missing_ok=True)  # an earlier session's
-    shutil.copyfile(
-        Path(config.data.path) / TOKENIZER_FILE, folder / TOKENIZER_FILE
-    )  # exports and samples need it
+    _write(
+        folder / TOKENIZER_FILE, (Path(config.data.path) / TOKENIZER_FILE).read_bytes()
+    )  # for exports, samples
     return folder
 
 
 def write_config(config: RunConfig, folder: Path) -> None:
-    """Keeps the resolved configuration in the run folder; killed meanwhile, it leaves the one before."""
-    draft = folder / f"{CONFIG_FILE}.tmp"
-    draft.write_text(config_yaml(config), encoding="utf-8")
-    draft.replace(folder / CONFIG_FILE)
+    """Keeps the resolved configuration in the run folder."""
+    _write(folder / CONFIG_FILE, config_yaml(config).encode())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -72,6 +87,13 @@ def note_outcome(folder: Path, *, complete: bool, step: int) -> None:
 def as_json(config: Any) -> Any:
     """A configuration as JSON gives it back: tuples are lists."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Killed meanwhile, or on a full disk, it leaves what was there."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_bytes(content)
+    draft.replace(path)
 
 
 def _lists(value: Any) -> Any:

@@ -20,12 +20,13 @@ from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.train.batching import is_due
 from deepseek_train.train.begin import begin
 from deepseek_train.train.build import Job
-from deepseek_train.train.folder import checkpoints_of, note_outcome
+from deepseek_train.train.folder import checkpoints_of, note_outcome, run_folder_told, write_config
 from deepseek_train.train.observer import Observer, open_observer, steps_to
 from deepseek_train.train.replicas import ReplicaError
 from deepseek_train.train.rollback import roll_back
 from deepseek_train.train.sample import continuation
 from deepseek_train.train.saving import Saving
+from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.state import Progress, checkpoint_of
 from deepseek_train.train.step import evaluate, train_step
 
@@ -57,7 +58,9 @@ def train(job: Job, folder: Path) -> None:
     job.where.phase("loading", long=True)
     begun = begin(job, root)
     progress = begun.progress
-    observer = open_observer(config, job.layout, job.place.rank, folder, progress, begun.wandb_id)
+    with run_folder_told(folder):
+        told_by_rank_0(lambda: write_config(config, folder))
+        observer = open_observer(config, job.layout, job.place.rank, folder, progress, begun.wandb_id)
     observer.say(begun.how)
     if begun.other_data is not None:
         observer.event(Event(progress.step, "other data", begun.other_data))

@@ -20,7 +20,7 @@ from deepseek_train.spec.weights import all_weights, count_active_parameters, co
 from deepseek_train.train.batching import microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import plan_experts
-from deepseek_train.train.folder import METRICS_FILE, config_yaml, write_config
+from deepseek_train.train.folder import METRICS_FILE, config_yaml
 from deepseek_train.train.kernel_plan import plan_kernels
 from deepseek_train.train.state import Progress
 
@@ -92,7 +92,6 @@ def open_observer(
     print(f"{config.name}: {describe(config, layout)}", flush=True)
     device_type = planned_device(config.cluster.device, layout)
     print(f"kernels: {plan_kernels(config, device_type)}; linears in {_linears(config)}", flush=True)
-    write_config(config, folder)
     m = config.monitor
     steps = progress.step + steps_to(config, layout, progress.tokens)
     gpu = GpuProbe().sample if config.cluster.device != "cpu" else None

@@ -18,6 +18,7 @@ from deepseek_train.config.check import check, of_fallback
 from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import RunConfig
+from deepseek_train.config.storage import storage_failed
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.loader import TokenSource
 from deepseek_train.data.manifest import MANIFEST_FILE
@@ -146,7 +147,8 @@ def _folder(config: RunConfig) -> list[Problem]:
         there = checkpoints_of(config, folder).is_dir()
     except (ImportError, ValueError, OSError) as error:
         mend = "Name a folder, or a URL that fsspec and its packages here know; null: the run folder's own."
-        return [Problem("checkpoint.path", f"{config.checkpoint.path} cannot be looked at: {error}", mend)]
+        what = f"{config.checkpoint.path} cannot be looked at: {error}"
+        return [Problem("checkpoint.path", what, mend, storage_failed(error))]
     if config.resume == "never":
         return []
     if not there or not (folder / CONFIG_FILE).is_file():
@@ -161,7 +163,7 @@ def _folder(config: RunConfig) -> list[Problem]:
         mend = (
             f"Delete {folder / CONFIG_FILE} to go on as this command says, or start afresh with resume=never."
         )
-        return [Problem("run_dir", str(error), mend)]
+        return [Problem("run_dir", str(error), mend, storage_failed(error))]
     now: dict[str, Any] = yaml.safe_load(config_yaml(config))
     for group, kind in get_type_hints(RunConfig).items():
         if is_dataclass(kind) and isinstance(
@@ -211,7 +213,7 @@ def _init_from(config: RunConfig) -> list[Problem]:
             return [Problem("init_from", what, convert)]
         newest_there = candidates(UPath(config.init_from))[0]
     except (CheckpointError, ImportError, ValueError, OSError) as error:
-        return [Problem("init_from", str(error), mend)]
+        return [Problem("init_from", str(error), mend, storage_failed(error))]
     ours, path, theirs = as_json(config.model), newest_there.path, newest_there.facts.get("model")
     if not isinstance(theirs, dict):
         return [Problem("init_from", f"{path} does not say of which model it is", mend)]
@@ -238,7 +240,7 @@ def data_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
         open_source(config, "train")
         held_out = open_source(config, "validation").num_sequences
     except DataError as error:
-        return [Problem(f"data ({error.where})", error.what, error.mend)]
+        return [Problem(f"data ({error.where})", error.what, error.mend, storage_failed(error))]
     wanted = eval_microbatches(config) * layout.dp * config.train.microbatch_size
     if wanted > held_out:
         what = f"an evaluation takes {wanted} sequences of {config.data.sequence_length} tokens, {held_out} exist"

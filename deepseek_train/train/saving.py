@@ -25,6 +25,7 @@ class Saving:
             None  # from this step on: a save that failed, or was put off, is made up for
         )
         self._insisting = False
+        self._kind = CheckpointError  # of the last failure
 
     @property
     def running(self) -> bool:
@@ -85,7 +86,7 @@ class Saving:
                 return
             if pause is not None:
                 time.sleep(pause)
-        raise CheckpointError(
+        raise self._kind(
             f"step {step} could not be saved: make room or mend the disk, and start again from the checkpoint before"
         )
 
@@ -99,11 +100,11 @@ class Saving:
         self._saver.close()
 
     def _failed(self, step: int, error: CheckpointError) -> None:
-        self.failures += 1
+        self.failures, self._kind = self.failures + 1, type(error)
         self._again = step + 2 ** min(self.failures - 1, 10)
         most = self._config.max_failures
         self._say(f"WARNING: step {step} was not saved (failure {self.failures} of {most} in a row): {error}")
         if self.failures >= most and not self._insisting:
-            raise CheckpointError(
+            raise self._kind(
                 f"{self.failures} saves in a row failed, so the run stops (checkpoint.max_failures); the last: {error}"
             )

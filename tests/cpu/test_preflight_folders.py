@@ -1,7 +1,6 @@
 """What a launch finds in folders before anything starts: an earlier run, its configuration, weights to begin with."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -104,14 +103,14 @@ def test_a_write_that_is_cut_off_leaves_the_configuration_before(
 ) -> None:
     write_config(tiny(), tmp_path)
     before = (tmp_path / CONFIG_FILE).read_text()
-    original = Path.write_text
+    original = Path.write_bytes
 
-    def killed(path: Path, text: str, **keywords: Any) -> int:
-        original(path, text[:9], **keywords)
+    def killed(path: Path, content: bytes) -> int:
+        original(path, content[:9])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", killed)
+        patch.setattr(Path, "write_bytes", killed)
         with pytest.raises(KeyboardInterrupt):
             write_config(tiny(), tmp_path)
     assert (tmp_path / CONFIG_FILE).read_text() == before

@@ -1,5 +1,6 @@
 """Saving behind the run: what is saved is the state at ``begin``, ``finish`` tells failures on every rank."""
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from deepseek_train.checkpoint import saver as saver_module
+from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import newest
 from deepseek_train.checkpoint.pieces import Piece, Snapshot
 from deepseek_train.checkpoint.retention import Retention
@@ -47,6 +49,33 @@ def test_the_state_is_that_at_the_beginning(tmp_path: Path, monkeypatch: pytest.
         found = of_value(0.0)
         load(step, found)
         assert torch.equal(found.pieces[0].tensor, torch.full((1000,), value))
+
+
+def fail_on_rank_1(rank: int, ranks: int, root: Path, error: Exception) -> str:
+    saver = Saver(root, Retention(2))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(saver_module, "write_tensor_file", fail)
+        saver.begin(8, snapshot(rank, ranks, 2))
+        try:
+            saver.finish()
+        except CheckpointError as told:
+            return type(told).__name__
+    return "nothing"
+
+
+def test_a_disks_failure_is_told_as_one(tmp_path: Path) -> None:
+    """On all ranks: what ends a run decides whether it is started again."""
+    for error, told in (
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "StorageFailed"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "CheckpointError"),
+        (ValueError("a bug"), "CheckpointError"),
+    ):
+        assert run_ranks(fail_on_rank_1, 2, tmp_path, error) == [told, told]
 
 
 def begin_on_a_broken_rank(rank: int, ranks: int, root: Path) -> tuple[str, str, str]:

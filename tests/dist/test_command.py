@@ -1,5 +1,6 @@
 """``deepseek-train`` as a user runs it: a run folder, Ctrl-C and resume to the same bits, torchrun, wrong input."""
 
+import errno
 import json
 import re
 import shutil
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from deepseek_train.cli import train
 from deepseek_train.cli.train import run
+from deepseek_train.config.exit_codes import ExitCode
+from deepseek_train.train import preflight
 from tests.faults import commands
 from tests.faults.commands import write_text
 
@@ -185,6 +189,31 @@ def test_wrong_input_is_told_before_anything_starts(
     for words in said:
         assert words in told
     assert {p for p in workplace.rglob("*") if "shards" not in p.parts} == before
+
+
+def test_a_disk_that_fails_at_the_start_has_a_code_of_its_own(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line; starting again may help, as it does not after a mistake."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "shards/train.bin")
+
+    def away(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.chdir(workplace)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "prepare", full)
+        assert run([*SMALL, "name=wrong", "data.path=others"]) == ExitCode.STORAGE
+        assert capsys.readouterr().err.startswith(
+            "[Errno 28] No space left on device: 'shards/train.bin'. See"
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "checkpoints_of", away)
+        assert run([*SMALL, "name=wrong"]) == ExitCode.STORAGE
+        assert "checkpoint.path: None cannot be looked at: [Errno 116] Stale" in capsys.readouterr().err
+        assert run([*SMALL, "name=wrong", "parallel.pp=3"]) == ExitCode.USER_ERROR  # a mistake beside it
 
 
 def test_a_run_that_is_complete_says_so_and_another_model_does_not_resume_it(
