@@ -2,6 +2,11 @@
 
 On the same host a lock holds as long as its process lives. From another host that cannot be seen, so the holder touches
 the file every few seconds, and whoever wants it watches for a while whether it is touched: no clocks are compared.
+
+A dead holder's lock is taken over by whoever holds a lock for that, ``<run_dir>.lock.takeover``, got in the same way.
+So a lock that names a dead holder changes only in the hands of one starter, and what that one saw is still so when it
+puts its own in place. Both steps are one operation of the file system: a link, which fails where there is a file, and a
+rename over it.
 """
 
 import contextlib
@@ -48,8 +53,7 @@ class RunLock:
         self._me, self._beat = Holder.here(), beat_seconds
         self._over = threading.Event()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._took():
-            self._clear_away_or_raise()
+        self._take(self.path)
         self._thread = threading.Thread(target=self._touch, name="run lock", daemon=True)
         self._thread.start()
 
@@ -59,37 +63,49 @@ class RunLock:
     def __exit__(self, *_error: object) -> None:
         self._over.set()
         self._thread.join()
-        if Holder.of(self.path) == self._me:
-            with contextlib.suppress(
-                OSError
-            ):  # a disk gone read-only: whoever comes next sees that nobody lives
-                self.path.unlink()
+        self._let_go(self.path)
 
-    def _took(self) -> bool:
-        """Whether the lock is ours now: it appears under its name whole, or not at all."""
-        draft = self.path.with_name(f"{self.path.name}.{self._me.host}.{self._me.pid}")
+    def _take(self, path: Path) -> None:
+        """Makes the lock ``path`` ours. Raises RunFolderTaken."""
+        draft = path.with_name(f"{path.name}.{self._me.host}.{self._me.pid}")
         draft.write_text(json.dumps(asdict(self._me)))
         try:
-            os.link(draft, self.path)
+            while not self._linked(draft, path):
+                holder = Holder.of(path)
+                self._raise_if_alive(path, holder)
+                takeover = path.with_name(f"{path.name}.takeover")
+                self._take(takeover)
+                try:
+                    if (
+                        Holder.of(path) == holder and path.exists()
+                    ):  # else somebody has taken it over, or let go
+                        draft.replace(path)
+                        return
+                finally:
+                    self._let_go(takeover)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @staticmethod
+    def _linked(draft: Path, path: Path) -> bool:
+        """Whether the lock is ours: it appears under its name whole, or not at all."""
+        try:
+            os.link(draft, path)
         except FileExistsError:
             return False
-        finally:
-            draft.unlink()
         return True
 
-    def _clear_away_or_raise(self) -> None:
-        """The lock there is of somebody else's."""
-        holder = Holder.of(self.path)
-        if holder is not None and (self._alive_here(holder) if self._is_local(holder) else self._beats()):
+    def _let_go(self, path: Path) -> None:
+        if Holder.of(path) == self._me:
+            with contextlib.suppress(OSError):  # read-only by now: whoever comes next sees that nobody lives
+                path.unlink()
+
+    def _raise_if_alive(self, path: Path, holder: Holder | None) -> None:
+        if holder is not None and (self._alive_here(holder) if self._is_local(holder) else self._beats(path)):
             raise RunFolderTaken(
                 f"another run works in {self.path.with_suffix('')}: process {holder.pid} on {holder.host}. End it, or "
-                f"use another name=... or run_dir=.... ({self.path} says so.)"
+                f"use another name=... or run_dir=.... ({path} says so.)"
             )
-        if Holder.of(self.path) == holder:  # else somebody was faster
-            aside = self.path.with_name(f"{self.path.name}.stale.{self._me.host}.{self._me.pid}")
-            with contextlib.suppress(FileNotFoundError):
-                self.path.rename(aside)
-                aside.unlink()
 
     def _is_local(self, holder: Holder) -> bool:
         return holder.host == self._me.host
@@ -103,18 +119,19 @@ class RunLock:
             return True
         return _born(holder.pid) == holder.born
 
-    def _beats(self) -> bool:
+    def _beats(self, path: Path) -> bool:
         """Whether the holder touches its lock."""
-        first = self._touched()
+        first = self._touched(path)
         for _ in range(STALE_BEATS):
             time.sleep(self._beat)
-            if self._touched() != first:
+            if self._touched(path) != first:
                 return True
         return False
 
-    def _touched(self) -> int | None:
+    @staticmethod
+    def _touched(path: Path) -> int | None:
         try:
-            return self.path.stat().st_mtime_ns
+            return path.stat().st_mtime_ns
         except FileNotFoundError:
             return None
 

@@ -91,3 +91,53 @@ def test_only_one_of_many_gets_a_stale_lock(tmp_path: Path) -> None:
     errors = [one.communicate()[1] for one in contenders]
     assert sum("RunFolderTaken" in error for error in errors) == 3
     assert sum(one.returncode == 0 for one in contenders) == 1
+
+
+# Starts like the command, but stops before it first renames anything, until it is told to go on.
+LATE = """
+import os, sys
+from pathlib import Path
+from deepseek_train.train.lock import RunLock
+
+def wait(original):
+    def late(*args):
+        os.rename, os.replace = rename, replace
+        print("about to rename", flush=True)
+        sys.stdin.readline()
+        return original(*args)
+    return late
+
+rename, replace = os.rename, os.replace
+os.rename, os.replace = wait(rename), wait(replace)
+with RunLock(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+def late_starter(run: Path) -> "subprocess.Popen[str]":
+    """It has found the lock of a dead run, and is about to clear it away."""
+    command = [sys.executable, "-c", LATE, str(run)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    starter: subprocess.Popen[str] = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+    assert starter.stdout is not None
+    assert starter.stdout.readline() == "about to rename\n"
+    return starter
+
+
+def test_of_two_that_find_the_same_dead_holder_one_wins(tmp_path: Path) -> None:
+    holder_at(tmp_path / "run.lock", socket.gethostname(), 2**22 + 1)
+    late = late_starter(tmp_path / "run")
+    with pytest.raises(RunFolderTaken, match=f"process {late.pid} on .*takeover says so"):
+        RunLock(tmp_path / "run")
+    assert late.communicate("go on\n")[0] == "mine\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_dies_while_it_takes_over_holds_nobody_up(tmp_path: Path) -> None:
+    holder_at(tmp_path / "run.lock", socket.gethostname(), 2**22 + 1)
+    late = late_starter(tmp_path / "run")
+    late.kill()
+    late.communicate()
+    with RunLock(tmp_path / "run") as lock:
+        assert Holder.of(lock.path) == Holder.here()
