@@ -4,14 +4,18 @@ All that ranks agree on happens in ``begin`` and ``finish``, which all ranks cal
 checksums and writes this rank's own file, nothing else. At most one save is under way.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from deepseek_train.checkpoint import index
-from deepseek_train.checkpoint.agree import on_first, own_rank, together
+from deepseek_train.checkpoint.agree import own_rank, together
+from deepseek_train.checkpoint.behind import Behind
 from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
 from deepseek_train.checkpoint.folders import commit, new_draft, sweep
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, record_of
@@ -20,6 +24,14 @@ from deepseek_train.checkpoint.places import Place, free_bytes, remove_folder, w
 from deepseek_train.checkpoint.plan import Offer, SavePlan, file_of, offer_of, plan_save
 from deepseek_train.checkpoint.retention import Retention, retire
 from deepseek_train.checkpoint.tensor_file import FileLayout, Part, layout_of, write_tensor_file
+from deepseek_train.watch.say import say
+from deepseek_train.watch.whereabouts import Whereabouts
+
+PATIENCE_SECONDS = 480.0  # for this rank's file; less than other ranks wait in a collective
+LEAVING_SECONDS = 60.0  # for deletions, when a run ends
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,18 @@ class Saver:
     Host memory: once the size of this rank's state, kept from one save to the next, pinned where the state is on a GPU.
     """
 
-    def __init__(self, root: Place, retention: Retention) -> None:
+    def __init__(
+        self,
+        root: Place,
+        retention: Retention,
+        where: Whereabouts | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        """``where`` is told what this rank is at."""
         self._root, self._retention = root, retention
-        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._where, self._patience = where or Whereabouts.unseen(), patience_seconds
+        self._thread = Behind(f"rank {own_rank()}")
+        self._late: Future[FileRecord] | None = None  # a file that was given up waiting for
         self._layout = FileLayout((), b"", (), 0)
         self._plan: SavePlan | None = None  # rank 0's, for the offers of these digests
         self._planned: list[str] = []
@@ -67,12 +88,15 @@ class Saver:
         draft = self._agree(step, snapshot)
         written: Future[FileRecord] = Future()
         try:
+            self._raise_if_late()
             tensors = self._copy(snapshot)
-        except (MemoryError, RuntimeError) as error:  # no host memory: told to all by ``finish``
+        except (MemoryError, RuntimeError) as error:  # no host memory, no disk: told to all by ``finish``
             written.set_exception(error)
         else:
             path = draft / file_of(own_rank())
-            written = self._thread.submit(write_tensor_file, path, self._layout, tensors)
+            written = self._thread.submit(
+                f"writing {path}", partial(write_tensor_file, path, self._layout, tensors)
+            )
         self._running = _Running(step, snapshot, draft, written)
 
     def finish(self) -> Place:
@@ -91,24 +115,61 @@ class Saver:
             return [commit(running.draft, manifest)] * len(files)
 
         try:
-            final = together(running.written.result, close)
+            final = self._together("checkpoint's files", lambda: self._file(running), close)
         except CheckpointError:  # on all ranks: nobody writes any more
             if own_rank() == 0:
                 _remove(running.draft)
             raise
         if own_rank() == 0:
-            self._retiring = self._thread.submit(retire, self._root, final, self._retention)
+            going = partial(retire, self._root, final, self._retention)
+            self._retiring = self._thread.submit(f"deleting old checkpoints in {self._root}", going)
         return final
 
     def settle(self) -> None:
         """Waits for deletions (not collective): rank 0 may look for checkpoints then, and meets none half deleted."""
-        if self._retiring is not None:
+        if self._retiring is not None and self._thread.wait(self._retiring, self._patience):
             self._retiring.result()
             self._retiring = None
 
     def close(self) -> None:
-        """Waits for deletions. Not collective; a save under way is given up."""
-        self._thread.shutdown(wait=True)
+        """The end: waits for deletions, a while. Not collective; a save under way is given up."""
+        if self._retiring is not None and not self._thread.wait(self._retiring, LEAVING_SECONDS):
+            say(f"rank {own_rank()} leaves without waiting for the disk any longer: {self._thread.doing}")
+        self._thread.end()
+
+    def _file(self, running: _Running) -> FileRecord:
+        """This rank's, once it is written."""
+        path = running.draft / file_of(own_rank())
+        self._where.at(f"until {path.parent.name}/{path.name} is written")
+        if not self._thread.wait(running.written, self._patience):
+            self._late = running.written
+            at = self._thread.doing
+            raise StorageFailed(f"{path} is not written after {self._patience:.0f} s: see to the disk ({at})")
+        return running.written.result()
+
+    def _raise_if_late(self) -> None:
+        if self._late is not None and not self._late.done():
+            raise StorageFailed(f"an earlier save still holds up the disk: {self._thread.doing}")
+        self._late = None
+
+    def _together(self, what: str, work: Callable[[], T], merge: Callable[[list[T]], Sequence[R]]) -> R:
+        """As ``agree.together``; whoever looks sees which rank works and which ones wait for it."""
+
+        def own() -> T:
+            self._where.at(what)
+            try:
+                return work()
+            finally:
+                self._where.waits(f"{what}: the verdict of all ranks")
+
+        def of_all(found: list[T]) -> Sequence[R]:
+            self._where.goes_on()
+            return merge(found)
+
+        try:
+            return together(own, of_all)
+        finally:
+            self._where.goes_on()
 
     def _agree(self, step: int, snapshot: Snapshot) -> Place:
         """The draft, after all have agreed on what goes into it."""
@@ -122,9 +183,9 @@ class Saver:
             check_agreement([summary for summary, _ in found])
             return [self._planned != [digest for _, digest in found]] * len(found)
 
-        if together(summary, new_plan):
-            self._layout = layout_of(together(lambda: offer[0], self._make_plan))
-        return on_first(lambda: self._draft(step))
+        if self._together("checkpoint's content", summary, new_plan):
+            self._layout = layout_of(self._together("checkpoint's plan", lambda: offer[0], self._make_plan))
+        return self._together("checkpoint's draft", lambda: None, lambda all: [self._draft(step)] * len(all))
 
     def _make_plan(self, offers: list[Offer]) -> list[tuple[Part, ...]]:
         self._plan, self._planned = plan_save(offers), [offer.digest() for offer in offers]

@@ -76,7 +76,9 @@ def train(job: Job, folder: Path) -> None:
         return
 
     kept = config.checkpoint
-    saving = Saving(Saver(root, Retention(kept.keep, kept.keep_every, kept.keep_best)), kept, observer.say)
+    retention = Retention(kept.keep, kept.keep_every, kept.keep_best)
+    patience = 0.8 * config.cluster.timeout_seconds  # the others wait in a collective
+    saving = Saving(Saver(root, retention, job.where, patience), kept, observer.say)
     timeline: tuple[int, Timeline] | None = None
     traced_step = min(TRACED_STEP, steps_to(config, job.layout, progress.tokens))
     finished = stopping = False
