@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import get_type_hints
 
+from deepseek_train.config.credentials import credential_problems
 from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig, RunConfig
@@ -12,6 +13,7 @@ from deepseek_train.config.schema import CurveConfig, ModelConfig, OptimConfig, 
 def check(run: RunConfig) -> list[Problem]:
     """All problems of a parsed configuration that need no other room to be seen. Empty: it is sound."""
     first = [*model_problems(run.model), *_parallel(run), *_fallbacks(run), *_rest(run)]
+    first += credential_problems(run)
     # Curves are often given as shares of the run: no point in speaking of them while its length is wrong.
     return first if run.train.total_tokens < 1 else [*first, *_curves(run.optim)]
 

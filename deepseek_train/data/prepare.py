@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deepseek_train.config.credentials import MEND, holds_credentials
 from deepseek_train.config.schema import DataConfig
 from deepseek_train.data.builtin import package_versions
 from deepseek_train.data.corpus import Corpus, is_builtin, open_corpus, split_of
@@ -89,6 +90,10 @@ def settings_problems(config: DataConfig) -> list[str]:
         problems.append(f"data.max_megabytes={config.max_megabytes} is neither positive nor null (all of it)")
     if config.sequence_length < 1:
         problems.append(f"data.sequence_length={config.sequence_length} is not positive")
+    if config.source is not None and holds_credentials(config.source):
+        problems.append(
+            f"data.source holds a key, a password or a token, which would be written down. {MEND}"
+        )
     return problems
 
 
