@@ -257,7 +257,7 @@ class CheckpointConfig:
     keep_every: int = 0  # steps: checkpoints of their multiples are kept for good; 0: none
     keep_best: int = 0  # by validation loss, of steps that were evaluated
     path: str | None = (
-        None  # a folder or an fsspec URL (s3://bucket/run) without keys in it; null: the run folder's own
+        None  # a folder or an fsspec URL (s3://bucket/run), no keys in it; null: the run folder's own
     )
     max_failures: int = 10  # saves that fail in a row before the run stops
 
