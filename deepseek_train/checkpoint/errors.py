@@ -1,6 +1,11 @@
 """What goes wrong with checkpoints."""
 
 
+def reason(error: Exception) -> str:
+    """An error's own words, for a message that has named the file."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read: what, where, what was expected. The same on every rank."""
 

@@ -38,6 +38,12 @@ class Found:
     superseded: bool = False  # by another one of its step, which was saved later
 
 
+def layout_words(facts: dict[str, Any]) -> str:
+    """Of the ranks that saved a checkpoint with these facts; empty where they do not say."""
+    layout = facts.get("layout") or {}
+    return " ".join(f"{key} {value}" for key, value in layout.items() if value is not False)
+
+
 def sweep(root: Place, step: int) -> None:
     """Deletes the drafts that killed saves have left; on an object store those of ``step``, as they look like any save
     under way. For a run alone, which holds the lock of its folder: to anybody else they may be just that."""

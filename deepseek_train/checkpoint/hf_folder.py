@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, reason
 from deepseek_train.checkpoint.hf_config import CONFIG, from_hf
 from deepseek_train.checkpoint.hf_fp8 import SCALE, dequantise, scale_shape
 from deepseek_train.config.schema import ModelConfig
@@ -94,7 +94,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
             raise CheckpointError(f"{path} has more than {_MOST_BYTES[name]} bytes: that is no {name}")
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no object, but {type(content).__name__}")
     return content
@@ -120,7 +120,7 @@ def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def _headers(files: Mapping[str, Path]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import xxhash
 
-from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable, reason
 from deepseek_train.checkpoint.places import Place, fsync_folder, write_synced
 from deepseek_train.config.untrusted import is_count, is_plain_name
 
@@ -80,10 +80,12 @@ def read_manifest(folder: Place) -> Manifest:
         size = path.stat().st_size
         content = json.loads(path.read_bytes()) if size <= LARGEST else None
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read, so {folder} is no checkpoint: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read, so its folder is no checkpoint: {reason(error)}"
+        ) from error
     except OSError as error:
         raise CheckpointUnreadable(
-            f"{path} cannot be read: {error}. See to the disk, and try again."
+            f"{path} cannot be read: {reason(error)}. See to the disk, and try again."
         ) from error
     if not isinstance(content, dict) or content.pop("xxh3_128", None) != _checksum(content):
         raise CheckpointError(f"{path} is damaged or was edited: its checksum is not that of its content")

@@ -29,20 +29,20 @@ from upath import UPath
 from deepseek_train.checkpoint.errors import CheckpointError, NoCheckpoint
 from deepseek_train.checkpoint.files import rewrite
 from deepseek_train.checkpoint.finder import candidates, checkpoints_at
-from deepseek_train.checkpoint.folders import set_aside_in
+from deepseek_train.checkpoint.folders import layout_words, set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.retention import Retention, discard
 from deepseek_train.checkpoint.stored import newest_whole
 from deepseek_train.cli.answer import answer
-from deepseek_train.cli.key_value import UsageError, parse_key_values
+from deepseek_train.cli.key_value import UsageError, like, parse_key_values
 from deepseek_train.monitor import numbers
 
 
 @dataclass(frozen=True)
 class Reshard:
-    source: str
-    target: str
+    source: str = like("runs/tiny")
+    target: str = like("moved")
     files: int = 1
 
 
@@ -87,14 +87,12 @@ def _list(place: Place) -> None:
     for one in found:
         files = read_manifest(one.path).files
         size = sum(record.bytes for record in files.values())
-        layout, loss = one.facts.get("layout"), one.facts.get("validation_loss")
+        loss = one.facts.get("validation_loss")
         words = [
             f"step {one.step}",
             f"{numbers.count(one.facts['tokens'])} tokens" if "tokens" in one.facts else "",
-            " ".join(f"{key} {value}" for key, value in layout.items() if value is not False)
-            if layout
-            else "",
-            f"{len(files)} files, {numbers.data_size(size)}",
+            layout_words(one.facts),
+            f"{sum(name.endswith('.safetensors') for name in files)} files, {numbers.data_size(size)}",
             f"validation loss {loss:.4f}" if loss is not None else "",
             str(one.path),
         ]

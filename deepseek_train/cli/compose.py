@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepseek_train.config.check import check
 from deepseek_train.config.parse import ConfigError, Problem, known_keys, parse, unknown_key
 from deepseek_train.config.schema import RunConfig
 
@@ -27,19 +28,38 @@ def compose_config(overrides: list[str]) -> RunConfig:
     OmegaConf.register_new_resolver("tokens", _share_of_tokens, replace=True)
     good, problems = _sort_out(overrides)
     try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            composed: Any = OmegaConf.to_container(compose("config", good), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            [*problems, Problem("configuration", _first_line(error), "See configs/.")]
-        ) from error
-    try:
-        config = parse(RunConfig, composed)
+        config = _built(good)
     except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from error
+        wrong = [problem.where for problem in error.problems]
+        raise ConfigError([*problems, *error.problems, *_of_the_rest(good, wrong)]) from error
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*problems, *check(config)])
     return config
+
+
+def _built(overrides: list[str]) -> RunConfig:
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed: Any = OmegaConf.to_container(compose("config", overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([Problem("configuration", _first_line(error), "See configs/.")]) from error
+    return parse(RunConfig, composed)
+
+
+def _of_the_rest(overrides: list[str], wrong: list[str]) -> list[Problem]:
+    """What the rules between fields say where values that cannot be parsed, those of the keys ``wrong``, are as if they
+    had not been given: one mistake must not hide another. Nothing where that does not help."""
+    kept = [text for text in overrides if not any(_sets(text, key) for key in wrong)]
+    try:
+        return check(_built(kept))
+    except ConfigError:
+        return []
+
+
+def _sets(override: str, key: str) -> bool:
+    """Whether an override gives a value to ``key``, or to what holds it."""
+    name = override.removeprefix("++").partition("=")[0]
+    return key == name or key.startswith((f"{name}.", f"{name}["))
 
 
 def _share_of_tokens(share: float, *, _root_: Any) -> int:

@@ -7,7 +7,7 @@ from typing import get_args
 from deepseek_train.checkpoint.hf_export import HfType
 from deepseek_train.checkpoint.hf_tokenizer import TOKENIZER
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.cli.key_value import UsageError
+from deepseek_train.cli.key_value import UsageError, like
 from deepseek_train.config.schema import ModelConfig
 from deepseek_train.data.tokenizer import TextTokenizer, load_tokenizer
 
@@ -16,8 +16,8 @@ from deepseek_train.data.tokenizer import TextTokenizer, load_tokenizer
 class ToHf:
     """Keys of ``deepseek-convert to_hf``."""
 
-    source: str
-    target: str
+    source: str = like("runs/tiny")
+    target: str = like("exports/tiny")
     dtype: str = "bf16"
     weights: str = "master"
     tokenizer: str = "auto"
@@ -28,8 +28,8 @@ class ToHf:
 class FromHf:
     """Keys of ``deepseek-convert from_hf``."""
 
-    source: str
-    target: str
+    source: str = like("exports/tiny")
+    target: str = like("runs/mine")
     tokenizer: str = "auto"
 
 

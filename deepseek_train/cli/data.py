@@ -33,7 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from deepseek_train.cli.key_value import UsageError, parse_key_values
+from deepseek_train.cli.answer import INTERRUPTED
+from deepseek_train.cli.key_value import UsageError, like, parse_key_values
 from deepseek_train.config.schema import DataConfig
 from deepseek_train.data.corpus import open_corpus
 from deepseek_train.data.errors import DataError
@@ -57,7 +58,7 @@ class ShowRequest:
 class TokenizerRequest:
     """Keys of ``deepseek-data tokenizer``."""
 
-    output: str
+    output: str = like("tokenizer.json")
     source: str = "builtin"
     vocab_size: int = 4096
     max_megabytes: int | None = None
@@ -87,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ndeepseek-data: stopped", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

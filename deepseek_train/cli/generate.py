@@ -56,8 +56,8 @@ def _say(words: Sequence[str]) -> None:
     task = understand(words)
     try:
         stage = decoding_stage(task.weights, task.length, task.device, task.dtype)
-    except CheckpointError as error:
-        raise UsageError([str(error)]) from error
+    except (CheckpointError, OSError) as error:  # its run may have deleted it meanwhile
+        raise UsageError([f"{task.name} cannot be read: {error}"]) from error
     loaded = time.monotonic()
     ids = continuation(
         stage,

@@ -9,7 +9,7 @@ from upath import UPath
 
 from deepseek_train.checkpoint.weight_source import WeightSource
 from deepseek_train.cli.generate_source import Model, open_model
-from deepseek_train.cli.key_value import UsageError, parse_key_values
+from deepseek_train.cli.key_value import UsageError, like, parse_key_values
 from deepseek_train.data.tokenizer import TextTokenizer
 from deepseek_train.generate.sampling import Sampling
 from deepseek_train.train.device import visible_gpus
@@ -22,8 +22,8 @@ _LARGEST_SEED = 2**63
 class GenerateRequest:
     """Keys of ``deepseek-generate``."""
 
-    source: str
-    prompt: str
+    source: str = like("runs/tiny")
+    prompt: str = like('"import numpy"')
     tokens: int = 64
     temperature: float = 0.6
     top_p: float = 0.95

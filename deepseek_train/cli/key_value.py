@@ -2,14 +2,21 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+EXAMPLE = "example"  # in the metadata of a required field: a value, as a user would write it
+
 T = TypeVar("T", bound="DataclassInstance")
+
+
+def like(example: str) -> Any:
+    """A required field; where it is missing the message shows ``example``."""
+    return field(metadata={EXAMPLE: example})
 
 
 class UsageError(ValueError):
@@ -55,7 +62,9 @@ def parse_key_values(
                 problems.append(f"{prefix}{name}={text}: {error}")
     missing = [name for name in required if name not in values]
     problems += [
-        f"'{prefix}{name}' is missing; write {prefix}{name}=.." for name in missing if name not in named
+        f"'{prefix}{name}' is missing; write {prefix}{name}={known[name].metadata.get(EXAMPLE, '..')}"
+        for name in missing
+        if name not in named
     ]
     if missing:
         raise UsageError(problems)
@@ -67,20 +76,20 @@ def parse_key_values(
 
 
 def _leaves(kind: Any, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    for field in fields(kind):
-        if is_dataclass(field.type):
-            yield from _leaves(field.type, f"{prefix}{field.name}.")
+    for one in fields(kind):
+        if is_dataclass(one.type):
+            yield from _leaves(one.type, f"{prefix}{one.name}.")
         else:
-            yield prefix + field.name, field
+            yield prefix + one.name, one
 
 
 def _build(kind: Any, values: dict[str, Any], prefix: str = "") -> Any:
     made = {}
-    for field in fields(kind):
-        if is_dataclass(field.type):
-            made[field.name] = _build(field.type, values, f"{prefix}{field.name}.")
-        elif prefix + field.name in values:
-            made[field.name] = values[prefix + field.name]
+    for one in fields(kind):
+        if is_dataclass(one.type):
+            made[one.name] = _build(one.type, values, f"{prefix}{one.name}.")
+        elif prefix + one.name in values:
+            made[one.name] = values[prefix + one.name]
     return kind(**made)
 
 

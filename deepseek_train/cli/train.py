@@ -17,6 +17,7 @@ from deepseek_train.cli.launch_local import launch
 from deepseek_train.cli.local_rank import call
 from deepseek_train.cli.orphan import leave_after, torchrun_vanishes
 from deepseek_train.cli.tell import tell
+from deepseek_train.cli.train_help import SHORT, full_help
 from deepseek_train.config.exit_codes import ExitCode
 from deepseek_train.config.parse import ConfigError, Problem
 from deepseek_train.config.schema import DataConfig, RunConfig
@@ -34,13 +35,6 @@ from deepseek_train.train.preflight import data_problems, preflight
 
 RANK = "deepseek_train.cli.train_rank"
 
-USAGE = """usage: deepseek-train [experiment=tiny] [key=value ...] [--cfg]
-
-  deepseek-train experiment=tiny parallel.pp=2 parallel.ep=2      start local ranks and train
-  torchrun --nproc-per-node 4 -m deepseek_train.cli.train ...     join torchrun's ranks
-  deepseek-train experiment=tiny --cfg                            print the whole resolved configuration
-"""
-
 
 def main() -> None:
     """Console entry point."""
@@ -55,8 +49,13 @@ def run(argv: list[str]) -> int:
 
 def _run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
-        print(USAGE)
+        print(full_help())
         return 0
+    if not argv:
+        tell(
+            f"{SHORT}\nNothing is asked for: begin with experiment=tiny. deepseek-train --help tells all there is."
+        )
+        return ExitCode.USER_ERROR
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for GPUs must not start CUDA
     under_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     world_size = int(os.environ["WORLD_SIZE"]) if under_torchrun else None

@@ -111,9 +111,13 @@ def open_corpus(source: str, max_megabytes: int | None = None) -> Corpus:
 
 
 def split_of(document: Document, validation_percent: int) -> Split:
-    """The split ``document`` belongs to, by the hash of its family's name."""
-    held_out = xxhash.xxh3_64_intdigest(document.family.encode()) % 100 < validation_percent
-    return "validation" if held_out else "train"
+    """The split ``document`` belongs to."""
+    return "validation" if percentile_of(document) < validation_percent else "train"
+
+
+def percentile_of(document: Document) -> int:
+    """0 to 99, by the hash of its family's name: held out are those below ``data.validation_percent``."""
+    return xxhash.xxh3_64_intdigest(document.family.encode()) % 100
 
 
 def is_builtin(source: str) -> bool:

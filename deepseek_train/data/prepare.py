@@ -6,6 +6,7 @@ there. The same text and settings give the same bytes.
 
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from deepseek_train.config.credentials import MEND, holds_credentials
 from deepseek_train.config.schema import DataConfig
 from deepseek_train.data.builtin import package_versions
-from deepseek_train.data.corpus import Corpus, is_builtin, open_corpus, split_of
+from deepseek_train.data.corpus import Corpus, is_builtin, open_corpus, percentile_of, split_of
 from deepseek_train.data.errors import DataError
 from deepseek_train.data.fim import choose_cut
 from deepseek_train.data.manifest import (
@@ -140,6 +141,7 @@ def _write(
     dtype = token_dtype(tokenizer.vocab_size)
     writers = {split: ShardWriter(folder, split, dtype) for split in ("train", "validation")}
     max_token_id = text_bytes = 0
+    percentiles: Counter[int] = Counter()
     columns = (TextColumn("preparing tokens"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
@@ -148,6 +150,7 @@ def _write(
         for chunk in _chunks(corpus):
             for document, tokens_N in zip(chunk, tokenise(chunk, tokenizer, settings), strict=True):
                 writers[split_of(document, settings.validation_percent)].add(tokens_N)
+                percentiles[percentile_of(document)] += 1
                 max_token_id = max(max_token_id, int(tokens_N.max()))
             chunk_bytes = sum(len(document.text.encode()) for document in chunk)
             text_bytes += chunk_bytes
@@ -162,7 +165,7 @@ def _write(
         write_file(folder / TOKENIZER_FILE, tokenizer.json),
         shards,
     )
-    _check_splits(manifest)
+    _check_splits(manifest, percentiles)
     manifest.write(folder)
     return manifest
 
@@ -207,7 +210,7 @@ def tokenise(documents: list[Document], tokenizer: TextTokenizer, settings: Sett
         yield np.array(ids, np.int64)
 
 
-def _check_splits(manifest: Manifest) -> None:
+def _check_splits(manifest: Manifest, percentiles: Counter[int]) -> None:
     source, percent = manifest.settings.source, manifest.settings.validation_percent
     if not manifest.shards:
         raise DataError(
@@ -220,5 +223,17 @@ def _check_splits(manifest: Manifest) -> None:
         raise DataError(
             f"data.validation_percent={percent} leaves a split empty: {counts}",
             f"data.source={source}",
-            "give more documents, or another data.validation_percent (0: hold nothing out)",
+            _other_percent(percent, percentiles),
         )
+
+
+def _other_percent(percent: int, percentiles: Counter[int]) -> str:
+    """What to write where a split is empty: of few documents the next percentage may hold out none, or all."""
+    low, high = min(percentiles) + 1, max(percentiles)
+    more = "give more documents, or data.validation_percent=0 (hold nothing out)"
+    if low > high:
+        return more
+    nearest = min(max(percent, low), high)
+    held_out = sum(documents for at, documents in percentiles.items() if at < nearest)
+    of = f"{held_out} of {percentiles.total()} documents"
+    return f"write data.validation_percent={nearest}, which holds out {of}; or {more}"

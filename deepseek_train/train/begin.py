@@ -1,13 +1,15 @@
 """Where a run begins: at its newest good checkpoint, with another's weights, or at the start."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from upath import UPath
 
 from deepseek_train.checkpoint.agree import on_first
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.finder import candidates
-from deepseek_train.checkpoint.folders import set_aside_in
+from deepseek_train.checkpoint.folders import layout_words, set_aside_in
+from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import newest_good, problem_of
 from deepseek_train.train.build import Job
@@ -42,7 +44,8 @@ def begin(job: Job, root: Place) -> Begun:
                 f"{root} holds checkpoints, and resume=never begins a new run: give it another checkpoint.path"
             )
         progress, wandb_id = load_checkpoint(job, path)
-        how = f"resumed from {path} after step {progress.step}"
+        saved_by = on_first(partial(_saved_by, path))
+        how = f"resumed from {path} after step {progress.step}, saved by {saved_by}"
         return Begun(progress, wandb_id, how, other_data(job, path))
     bad = on_first(lambda: [str(one) for one in set_aside_in(root)])
     if config.resume == "must" or (bad and config.resume != "never"):
@@ -56,6 +59,10 @@ def begin(job: Job, root: Place) -> Begun:
         load_weights(job, path)
         return Begun(Progress(), None, f"weights of {path}, a new optimizer")
     return Begun(Progress(), None, "")
+
+
+def _saved_by(path: Place) -> str:
+    return layout_words(read_manifest(path).facts)
 
 
 def _whole_at(source: Place) -> Place:

@@ -66,6 +66,26 @@ def write_config(config: RunConfig, folder: Path) -> None:
     _write(folder / CONFIG_FILE, config_yaml(config).encode())
 
 
+def keep_config(config: RunConfig, folder: Path) -> str:
+    """Writes the configuration in place of the last session's; returns what has changed of the run's length, which
+    nothing else tells. Empty: nothing."""
+    before, now = _total_tokens(folder), config.train.total_tokens
+    write_config(config, folder)
+    if before in (None, now):
+        return ""
+    return (
+        f"train.total_tokens was {before}, is {now}: curves that are shares of it are other ones from here on"
+    )
+
+
+def _total_tokens(folder: Path) -> Any:
+    """As the last session had it; None where it does not say."""
+    try:
+        return read_config(folder)["train"]["total_tokens"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What ``write_config`` wrote. Raises ValueError where it is something else, OSError."""
     path = folder / CONFIG_FILE

@@ -20,7 +20,7 @@ from deepseek_train.schedule.timeline import Timeline
 from deepseek_train.train.batching import is_due
 from deepseek_train.train.begin import begin
 from deepseek_train.train.build import Job
-from deepseek_train.train.folder import checkpoints_of, note_outcome, run_folder_told, write_config
+from deepseek_train.train.folder import checkpoints_of, keep_config, note_outcome, run_folder_told
 from deepseek_train.train.observer import Observer, open_observer, steps_to
 from deepseek_train.train.replicas import ReplicaError
 from deepseek_train.train.rollback import roll_back
@@ -59,9 +59,10 @@ def train(job: Job, folder: Path) -> None:
     begun = begin(job, root)
     progress = begun.progress
     with run_folder_told(folder):
-        told_by_rank_0(lambda: write_config(config, folder))
+        other_length = told_by_rank_0(lambda: keep_config(config, folder))
         observer = open_observer(config, job.layout, job.place.rank, folder, progress, begun.wandb_id)
     observer.say(begun.how)
+    observer.say(other_length if progress.step else "")
     if begun.other_data is not None:
         observer.event(Event(progress.step, "other data", begun.other_data))
     if progress.tokens >= config.train.total_tokens:

@@ -43,7 +43,7 @@ def test_ls(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == ["step 40", "step 30", "step 20", "step 10", "damaged"]
-    assert "30.0k tokens  pp 2 dp 4  3 files" in lines[1]
+    assert "30.0k tokens  pp 2 dp 4  2 files" in lines[1]
     assert "validation loss 2.5000" in lines[1]
     assert "a file is torn" in lines[4]
     assert main(["ls", str(run / CHECKPOINTS / "step-00000020")]) == 0
@@ -108,7 +108,7 @@ def test_prune_says_first_and_does_when_told(run: Path, capsys: pytest.CaptureFi
     [
         (["lst", "x"], "'lst' is not one of ls, verify, reshard, prune"),
         (["prune", ".", "last=0", "dry=perhaps"], "the newest always stays"),
-        (["reshard", "source=a"], "'target' is missing"),
+        (["reshard", "source=a"], "'target' is missing; write target=moved"),
         (["ls", "zzz://a"], "zzz://a cannot be opened"),
     ],
 )

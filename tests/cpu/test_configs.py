@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deepseek_train.cli.compose import CONFIG_DIR, compose_config
-from deepseek_train.cli.train import USAGE
+from deepseek_train.cli.train_help import SHORT
 from deepseek_train.config.curve import value_at
 from deepseek_train.config.parse import ConfigError
 from deepseek_train.spec.weights import all_weights, count_parameters
@@ -78,7 +78,7 @@ def shown_commands() -> list[list[str]]:
     """Arguments of every `deepseek-train` and torchrun line in README and usage, as a reader would type them."""
     root = Path(__file__).parents[2]
     found = []
-    for text in ((root / "README.md").read_text(), USAGE):
+    for text in ((root / "README.md").read_text(), SHORT):
         for line in text.splitlines():
             match = COMMAND.match(line)
             if match:

@@ -99,7 +99,7 @@ def test_averages_are_exported_where_there_are_some(tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["sideways"], ["no command 'sideways'", "to_hf from_hf"]),
-        (["to_hf"], ["'source' is missing", "'target' is missing"]),
+        (["to_hf"], ["'source' is missing; write source=runs/tiny", "write target=exports/tiny"]),
         (
             ["to_hf", "source=x", "target=.", "dtype=int4", "weights=best", "shard_gigabytes=nan"],
             [
@@ -111,7 +111,10 @@ def test_averages_are_exported_where_there_are_some(tmp_path: Path) -> None:
         ),
         (["from_hf", "source=x", "target=y", "dtype=bf16"], ["there is no key 'dtype'"]),
         (["to_hf", "source=nowhere", "target=y"], ["nowhere holds no checkpoint"]),
-        (["from_hf", "source=nowhere", "target=y"], ["nowhere/config.json cannot be read"]),
+        (
+            ["from_hf", "source=nowhere", "target=y"],
+            ["nowhere/config.json cannot be read: No such file or dir"],
+        ),
     ],
 )
 def test_mistakes(words: list[str], says: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,19 @@ def test_bad_settings_and_empty_splits_are_errors(tmp_path: Path, texts: str) ->
     (tmp_path / "one.py").write_text("one = 1")
     with pytest.raises(DataError, match="leaves a split empty: 1 documents in train, 0 held out"):
         prepare(config(target, str(tmp_path / "one.py")))
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(12):
+        (few / f"{number}.txt").write_text(f"text number {number}")
+    with pytest.raises(
+        DataError, match=r"write data\.validation_percent=\d+, which holds out 1 of 12 "
+    ) as empty:
+        prepare(config(target, str(few), validation_percent=1))
+    percent = int(re.findall(r"validation_percent=(\d+), which", str(empty.value))[0])
+    assert prepare(config(target, str(few), validation_percent=percent)).documents("validation") == 1
+    with pytest.raises(DataError, match=r"which holds out 11 of 12 "):
+        prepare(config(tmp_path / "most", str(few), validation_percent=99))
+    shutil.rmtree(target)
     (tmp_path / "blank.py").write_text("\n")
     with pytest.raises(DataError, match="the corpus is empty"):
         prepare(config(target, str(tmp_path / "blank.py")))

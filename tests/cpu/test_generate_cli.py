@@ -1,10 +1,12 @@
 """``deepseek-generate``: from runs, checkpoints and exports, and every kind of mistake."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.hf_export import export
+from deepseek_train.cli import generate
 from deepseek_train.cli.generate import main
 from deepseek_train.data.tokenizer import BUILTIN_TOKENIZER, load_tokenizer
 from deepseek_train.generate.continuation import continuation
@@ -263,6 +266,33 @@ def test_weights_that_are_not_finite(
     path = save(tmp_path, 1, broken)
     (only,) = errors(capsys, f"source={path}", "prompt=x", "tokenizer=builtin", "device=cpu")
     assert f"cannot generate: {says}" in only
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run goes on meanwhile. One line."""
+    shutil.copytree(run, tmp_path / "run")
+
+    def after_it_is_gone(*arguments: Any) -> Any:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000010")
+        return decoding_stage(*arguments)
+
+    monkeypatch.setattr(generate, "decoding_stage", after_it_is_gone)
+    (only,) = errors(capsys, f"source={tmp_path / 'run'}", "prompt=x", "tokens=4", "device=cpu")
+    assert "step-00000010 cannot be read: " in only
+
+
+def test_ctrl_c_ends_it_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Iterator[int]:
+        yield 5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "continuation", interrupted)
+    assert main([f"source={run}", "prompt=x", "tokens=4", "device=cpu"]) == 130
+    assert capsys.readouterr().err == "\ndeepseek-generate: stopped\n"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from deepseek_train.cli import train
+from deepseek_train.cli.compose import CONFIG_DIR
 from deepseek_train.cli.train import run
-from deepseek_train.config.exit_codes import ExitCode
+from deepseek_train.config.exit_codes import MEANING, ExitCode
 from deepseek_train.train import preflight
 from tests.faults import commands
 from tests.faults.commands import write_text
@@ -111,7 +112,7 @@ def test_a_run_interrupted_and_resumed_ends_in_the_same_bits(workplace: Path, wh
 
     code, out, err = finish(start(workplace, *SMALL, "name=cut"))
     assert code == 0, err
-    assert f"after step {interrupted_after}" in out
+    assert f"after step {interrupted_after}, saved by pp 2 dp 2 ep 2\n" in out
     assert losses_and_loads(cut) == losses_and_loads(whole)
     assert tensor_files(cut) == tensor_files(whole)
 
@@ -170,7 +171,11 @@ WRONG = [
     (["data.path=void", "data.source=nowhere"], ["nowhere"]),
     (["run_dir=text/0.py/run"], ["run_dir", "text/0.py"]),
     (["resume=must"], ["resume", "no checkpoint"]),
-    (["train.total_tokens=soon", "model.mtp_depth=x", "seeed=1"], ["soon", "model.mtp_depth", "'seed'"]),
+    (
+        ["train.total_tokens=soon", "model.mtp_depth=x", "seeed=1", "optim.eps=-1", "parallel.pp=0"],
+        ["5 problems", "soon", "model.mtp_depth", "'seed'", "optim.eps", "parallel.pp: must be at least 1"],
+    ),
+    (["seeed=1", "parallel.pp=0"], ["2 problems", "'seed'", "parallel.pp: must be at least 1"]),
 ]
 
 
@@ -243,6 +248,36 @@ def test_starting_afresh_moves_the_old_run_aside(workplace: Path) -> None:
     (aside,) = (workplace / "runs").glob("old.*")
     assert (aside / "config.yaml").read_text() == "name: old\n"
     assert len(steps(old)) == 1
+
+
+def test_a_run_that_is_asked_for_more_says_so(workplace: Path) -> None:
+    for tokens, told in (("128", 0), ("256", 1), ("256", 0)):
+        code, out, err = finish(start(workplace, *SMALL, "name=longer", f"train.total_tokens={tokens}"))
+        assert code == 0, err
+        assert out.count("train.total_tokens was 128, is 256: curves that are shares of it") == told
+
+
+def test_nothing_asked_for_is_nothing_started(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    assert run([]) == ExitCode.USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("usage: deepseek-train experiment=NAME")
+    assert "begin with experiment=tiny" in said
+    assert not (workplace / "runs" / "run").exists()
+
+
+def test_help_tells_experiments_keys_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert MEANING.keys() == set(ExitCode)
+    for code in ExitCode:
+        assert f"\n  {code.value}   {MEANING[code]}\n" in said
+    for path in (CONFIG_DIR / "experiment").glob("*.yaml"):
+        assert re.search(rf"^  {path.stem} +[A-Z]", said, re.MULTILINE), path.stem
+    for words in ("resume=auto", "init_from=PLACE", "runs/NAME", "run_dir=FOLDER"):
+        assert words in said
 
 
 def test_damaged_data_is_named(
