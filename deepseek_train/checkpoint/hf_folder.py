@@ -117,6 +117,8 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _open_shard(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:

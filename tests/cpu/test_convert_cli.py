@@ -146,6 +146,12 @@ def test_mistakes_about_tokenizers(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_an_import_that_fails_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a_run(tmp_path / "run")
     assert main(["to_hf", f"source={tmp_path / 'run'}", f"target={tmp_path / 'hf'}"]) == 0
+    for shard in (tmp_path / "hf").glob("*.safetensors*"):
+        shard.rename(tmp_path / "hf" / f"away-{shard.name}")
+    assert main(["from_hf", f"source={tmp_path / 'hf'}", f"target={tmp_path / 'in'}"]) == 2
+    assert f"error: {tmp_path / 'hf' / 'model.safetensors'} is missing\n" in capsys.readouterr().err
+    for shard in (tmp_path / "hf").glob("away-*"):
+        shard.rename(tmp_path / "hf" / shard.name.removeprefix("away-"))
     change_config(tmp_path / "hf", hidden_size=64)
     assert main(["from_hf", f"source={tmp_path / 'hf'}", f"target={tmp_path / 'in'}"]) == 2
     assert "the configuration asks for" in capsys.readouterr().err

@@ -7,7 +7,6 @@ Moments are seconds on the system's monotonic clock, which all processes share.
 
 import multiprocessing
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,66 +24,46 @@ from deepseek_train.optim.zero1 import Zero1
 from deepseek_train.train import begin, loop
 from tests.faults import injector
 from tests.faults.injector import before
+from tests.faults.strikes import ask, hog, kill, sleep, stop
 
 STEPS = Path("steps")
 CHECKPOINTS = Path("runs/soaked/checkpoints")
 
 
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def sleep() -> None:
-    time.sleep(600)
-
-
-def hog() -> None:
-    """Holds Python's lock, in C, for ages."""
-    re.match(r"(a+)+$", "a" * 60 + "b")
-
-
-def ask() -> None:
-    os.kill(os.getpid(), signal.SIGUSR1)
-
-
-def term() -> None:
+def term(_job: object) -> None:
     os.kill(_launcher(), signal.SIGTERM)
 
 
-def orphan() -> None:
+def orphan(_job: object) -> None:
     os.kill(_launcher(), signal.SIGKILL)
 
 
-def outage() -> None:
+def outage(_job: object) -> None:
     """The launcher, the server it forks from and all ranks: whoever started them gave them a group of their own."""
     os.killpg(0, signal.SIGKILL)
 
 
-def flip() -> None:
+def flip(_job: object) -> None:
     path = _newest_file()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    kill()
+    kill(None)
 
 
-def cut() -> None:
+def cut(_job: object) -> None:
     path = _newest_file()
     os.truncate(path, path.stat().st_size - 8)
-    kill()
+    kill(None)
 
 
-def behead() -> None:
+def behead(_job: object) -> None:
     (folders.committed(CHECKPOINTS)[0].path / NAME).unlink()
-    kill()
+    kill(None)
 
 
 DAMAGE = (flip, cut, behead)
-STRIKES: dict[str, Callable[[], None]] = {
+STRIKES: dict[str, Callable[[object], None]] = {
     strike.__name__: strike for strike in (kill, stop, sleep, hog, ask, term, orphan, outage, *DAMAGE)
 }
 PLACES = injector.PLACES | {
@@ -131,7 +110,7 @@ class Faults:
         if strike in DAMAGE and len(folders.committed(CHECKPOINTS)) < 2:
             return  # nobody can be asked to go on without any
         mark.write_text(str(time.monotonic()))
-        strike()
+        strike(None)
 
 
 def rank_main(argv: list[str]) -> int:

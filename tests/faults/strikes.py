@@ -1,4 +1,4 @@
-"""What may befall a rank; each takes its job."""
+"""What may befall a rank; each takes its job, which most have no use for."""
 
 import os
 import re
@@ -16,24 +16,24 @@ from deepseek_train.train.build import Job
 BALLAST = "ballast"
 
 
-def kill(_job: Job) -> None:
+def kill(_job: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stop(_job: Job) -> None:
+def stop(_job: object) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def hog(_job: Job) -> None:
+def hog(_job: object) -> None:
     """Holds Python's lock, in C, for ages."""
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 
-def sleep(_job: Job) -> None:
+def sleep(_job: object) -> None:
     time.sleep(600)
 
 
-def ask(_job: Job) -> None:
+def ask(_job: object) -> None:
     """Slurm's warning, to one rank alone."""
     os.kill(os.getpid(), signal.SIGUSR1)
 
