@@ -1,11 +1,12 @@
 """Where a run begins: at its newest good checkpoint, with another's weights, or at the start."""
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 
 from upath import UPath
 
-from deepseek_train.checkpoint.agree import on_first
+from deepseek_train.checkpoint.agree import on_first, own_rank
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.finder import candidates
 from deepseek_train.checkpoint.folders import layout_words, set_aside_in
@@ -14,6 +15,8 @@ from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import newest_good, problem_of
 from deepseek_train.train.build import Job
 from deepseek_train.train.state import Progress, load_checkpoint, load_weights, other_data
+
+log = logging.getLogger(__name__)
 
 
 class NoGoodCheckpoint(CheckpointError):
@@ -73,4 +76,6 @@ def _whole_at(source: Place) -> Place:
         if reason is None:
             return path
         reasons.append(reason)
+        if own_rank() == 0:
+            log.warning("passed over: %s", reason)
     raise CheckpointError("\n".join(reasons))

@@ -11,6 +11,7 @@ from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.folders import set_aside
 from deepseek_train.cli.compose import compose_config
+from deepseek_train.train import begin as begin_module
 from deepseek_train.train.begin import NoGoodCheckpoint, begin
 
 
@@ -35,3 +36,23 @@ def test_where_all_are_damaged_only_resume_never_begins_anew(tmp_path: Path) -> 
     with pytest.raises(NoGoodCheckpoint, match="step-00000000.bad are damaged"):
         begin(job(), tmp_path)
     assert begin(job("resume=never"), tmp_path).progress.step == 0
+
+
+def test_weights_to_begin_with_are_the_newest_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is damaged in another run's folder is passed over, and left there."""
+    other, taken = tmp_path / "other", []
+    monkeypatch.setattr(begin_module, "load_weights", lambda _, path: taken.append(path))
+    planned = [Planned("master/w", torch.float32, 2)]
+    for step in (1, 2):
+        write_alone(other / "checkpoints", step, planned, lambda *_: iter([torch.zeros(2)]), {})
+    newest = other / "checkpoints" / "step-00000002"
+    (newest / "tensors.json").unlink()
+    begun = begin(job(f"init_from={other}"), tmp_path / "own")
+    assert [path.name for path in taken] == ["step-00000001"]
+    assert "step-00000001, a new optimizer" in begun.how
+    assert "passed over: " in caplog.text
+    assert newest.exists()
+    with pytest.raises(CheckpointError, match="step-00000002/tensors.json is missing"):
+        begin(job(f"init_from={newest}"), tmp_path / "own")
