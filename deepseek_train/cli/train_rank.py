@@ -1,4 +1,7 @@
-"""One rank of ``deepseek-train``: what the command's light half calls once the configuration is known to be sound."""
+"""One rank of ``deepseek-train``: what the command's light half calls once the configuration is known to be sound.
+
+Whatever a rank would import at its first use is imported here, once, before local ranks are forked.
+"""
 
 import os
 import sys
@@ -9,6 +12,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # which torch.autograd.backward asks whether two shapes are equal
 
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.cli.compose import compose_config
