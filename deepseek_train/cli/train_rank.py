@@ -3,6 +3,7 @@
 Whatever a rank would import at its first use is imported here, once, before local ranks are forked.
 """
 
+import gc
 import os
 import sys
 import warnings
@@ -53,6 +54,7 @@ FORESEEN: dict[type[Exception], ExitCode] = {
 
 def rank_main(argv: list[str]) -> int:
     """Joins the other ranks and trains; returns the exit code."""
+    gc.freeze()  # what has been imported is no garbage: DeepSpeed has it all looked through at every turn
     with safe_streams():
         return _run(argv)
 

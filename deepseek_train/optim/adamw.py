@@ -1,7 +1,7 @@
 """AdamW over FP32 master weights. The formula: ``deepseek_kernels.optim``.
 
-It has what DeepSpeed asks of an optimizer (``param_groups``, ``state``, ``step``) and is no ``torch.optim.Optimizer``: the
-first of those imports all of ``torch._dynamo``, two seconds of a rank's start.
+It has what DeepSpeed asks of an optimizer (``param_groups``, ``state``, ``step``) and is no ``torch.optim.Optimizer``:
+the first of those imports all of ``torch._dynamo``, two seconds of a rank's start.
 """
 
 from collections import defaultdict
