@@ -5,6 +5,8 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 OLDER := 3.6.0
+# Two files of tests at a time: ranks wait for one another, and for ranks that are lost. Files of many short tests come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help train test faults check gate clean
 .DEFAULT_GOAL := help
@@ -17,10 +19,10 @@ train: $(READY) ## Pretrain the tiny model on this machine (minutes on a laptop)
 	$(BIN)/deepseek-train experiment=tiny $(ARGS)
 
 test: $(READY) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 faults: $(READY) ## Inject every fault there is a test for (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow_faults or not slow_faults" tests/faults $(ARGS)
+	$(PYTEST) -m "slow_faults or not slow_faults" tests/faults $(ARGS)
 
 check: $(READY) ## Lint, format, types, floors
 	$(BIN)/ruff check .

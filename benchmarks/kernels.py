@@ -22,7 +22,7 @@ from benchmarks.kernel import attention_bound, memory_bound, products
 from benchmarks.kernel.contest import Contest
 from benchmarks.kernel.measure import ceilings, race
 from benchmarks.kernel.report import facts, table, write
-from deepseek_kernels.registry import interpreting
+from deepseek_kernels.machine import interpreting
 from deepseek_kernels.testing import interpreter
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,7 +1,7 @@
 """Whose kernels compute: on a GPU those that a run gets by itself, on a CPU Triton's, interpreted, to rehearse."""
 
 from deepseek_kernels.choice import FAMILIES, Kernels, choose
-from deepseek_kernels.registry import interpreting
+from deepseek_kernels.machine import interpreting
 from deepseek_kernels.testing import interpreter
 
 

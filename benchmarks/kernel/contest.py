@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from deepseek_kernels.registry import why_not
+from deepseek_kernels.machine import why_not
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.kernel.measure import median_ms
 from benchmarks.kernel.trials import Trial, trials
-from deepseek_kernels.registry import interpreting
+from deepseek_kernels.machine import interpreting
 from deepseek_kernels.testing import interpreter
 
 CLOSE = 1e-5  # of sums in another order

@@ -1,5 +1,9 @@
-"""One rank of ``deepseek-train``: what the command's light half calls once the configuration is known to be sound."""
+"""One rank of ``deepseek-train``: what the command's light half calls once the configuration is known to be sound.
 
+Whatever a rank would import at its first use is imported here, once, before local ranks are forked.
+"""
+
+import gc
 import os
 import warnings
 from contextlib import ExitStack
@@ -8,6 +12,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # which torch.autograd.backward asks whether two shapes are equal
 
 from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
 from deepseek_train.cli.compose import compose_config
@@ -53,6 +58,7 @@ _OF_ONE = (RendezvousError, DataError)
 
 def rank_main(argv: list[str]) -> int:
     """Joins the other ranks and trains; returns the exit code."""
+    gc.freeze()  # what has been imported is no garbage: DeepSpeed has it all looked through at every turn
     with safe_streams():
         return _run(argv)
 

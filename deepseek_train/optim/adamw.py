@@ -1,17 +1,20 @@
-"""AdamW over FP32 master weights as an optimizer of torch's kind. The formula: ``deepseek_kernels.optim``."""
+"""AdamW over FP32 master weights. The formula: ``deepseek_kernels.optim``.
 
-from collections.abc import Callable
+It has what DeepSpeed asks of an optimizer (``param_groups``, ``state``, ``step``) and is no ``torch.optim.Optimizer``:
+the first of those imports all of ``torch._dynamo``, two seconds of a rank's start.
+"""
+
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from deepseek_kernels.choice import ON_CPU
 from deepseek_kernels.optim import adamw
 
 
-class AdamW(Optimizer):
+class AdamW:
     """Moments in FP32 or, as V3 keeps them, BF16. The count of steps is a number: the host never waits for it."""
 
     def __init__(
@@ -24,12 +27,13 @@ class AdamW(Optimizer):
         backend: str = ON_CPU.optim,
     ) -> None:
         self._moments, self._backend = moments, backend
-        super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        usual = {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0}
+        self.param_groups: list[dict[str, Any]] = [usual | group for group in groups]
+        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)  # of each weight, by identity
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """One update. Learning rates are read from ``param_groups``."""
-        assert closure is None
         for group in self.param_groups:
             lr, (beta1, beta2), eps, decay = (group[n] for n in ("lr", "betas", "eps", "weight_decay"))
             for weight in group["params"]:

@@ -1,13 +1,15 @@
 """DeepSpeed without its noise: import this before anything of DeepSpeed.
 
 Without a GPU its accelerator probe warns on every rank and ``init_distributed`` compiles a C++ extension (half a
-minute, for shared-memory collectives that gloo does not need); both are switched off by the means it offers.
+minute, for shared-memory collectives that gloo does not need); both are switched off by the means it offers. So is
+``torch.compile`` of the functions of Muon, an optimizer that nobody uses: it would import all of ``torch._inductor``.
 """
 
 import contextlib
 import importlib
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -17,14 +19,27 @@ if not torch.cuda.is_available():
 
 import deepspeed.comm
 import deepspeed.ops
+from deepspeed.runtime import compiler
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.precision_config import DeepSpeedBF16Config
 from deepspeed.runtime.utils import clip_tensors_by_global_norm, get_global_norm_of_tensors
 from deepspeed.utils import logger
 from deepspeed.utils.timer import NoopTimer
 
-# BF16_Optimizer imports this late, with all of torch.compile behind it: better once, before local ranks are forked.
-with contextlib.suppress(ImportError):
+
+@contextlib.contextmanager
+def _never_compiled() -> Iterator[None]:
+    """Functions that DeepSpeed decorates meanwhile stay as they are, as with a torch that cannot compile."""
+    compiles = compiler.compile
+    compiler.compile = lambda: compiler.dummy_decorator
+    try:
+        yield
+    finally:
+        compiler.compile = compiles
+
+
+# BF16_Optimizer imports this late (some releases have none): better once, before local ranks are forked.
+with _never_compiled(), contextlib.suppress(ImportError):
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 __all__ = [

@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.expert.deep_ep_problems import Load, deep_ep_problems, this_machine
-from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.spec.layout import ParallelLayout, expert_ranks_per_node
 
 
@@ -72,9 +69,7 @@ def expert_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
 
 def _deep_ep_problems(config: RunConfig, ep: int, per_node: int | None) -> list[Problem]:
     p = config.precision
-    dtype = torch.bfloat16 if p.params == "bf16" else torch.float32
-    formats = WireFormat(p.dispatch), WireFormat(p.combine)
-    load = Load(ep, per_node, config.model.hidden_size, dtype, formats)
+    load = Load(ep, per_node, config.model.hidden_size, p.params, (p.dispatch, p.combine))
     mend = "Mend that, or write parallel.dispatcher=auto, which needs torch.distributed alone."
     machine = this_machine(cuda_allowed=config.cluster.device != "cpu")
     return [

@@ -2,11 +2,7 @@
 
 from dataclasses import asdict
 
-import torch.distributed as dist
-
 from deepseek_kernels.choice import AUTO, FAMILIES, Kernels, available, choose, problem
-from deepseek_kernels.cuda_library import compile_for
-from deepseek_kernels.registry import BackendUnavailable
 from deepseek_train.config.parse import Problem
 from deepseek_train.config.schema import RunConfig
 
@@ -39,22 +35,6 @@ def kernel_problems(config: RunConfig, device_type: str) -> list[Problem]:
     what = f"{config.precision.fp8.accumulate} is an emulation, which products by {' and '.join(others)} do not know"
     mend = "Write promoted, or kernels.gemm=reference and kernels.grouped_gemm=reference."
     return [Problem("precision.fp8.accumulate", what, mend)]
-
-
-def everywhere_alike(kernels: Kernels) -> None:
-    """Raises BackendUnavailable on every rank unless all have chosen the same (collective), and compiles what is to be
-    compiled before the first step needs it."""
-    told: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(told, str(kernels))
-    if len(set(told)) > 1:
-        other = next(rank for rank, one in enumerate(told) if one != told[0])
-        raise BackendUnavailable(
-            f"ranks would compute with different kernels: rank 0 with {told[0]}; rank {other} with {told[other]}. "
-            "Name them (kernels.gemm=..., and so on), or install the same on all nodes"
-        )
-    for family, backend in asdict(kernels).items():
-        if backend == "cuda":
-            compile_for(family)
 
 
 def _beyond_cudnn(config: RunConfig) -> str | None:

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 
-import torch
-
-from deepseek_kernels.registry import BackendUnavailable, interpreting, on_hopper, why_not
+from deepseek_kernels.machine import BackendUnavailable, gpu_there, interpreting, on_hopper, why_not
 
 AUTO = "auto"
 
@@ -102,7 +100,7 @@ def problem(device_type: str, family: str, name: str) -> str | None:
         return "backend 'triton' runs on a GPU, tensors are on the CPU (TRITON_INTERPRET=1 runs it there, slowly)"
     if name == "ext" and find_spec(_EXTENSIONS[family]) is None:
         return f"backend 'ext' is the module {_EXTENSIONS[family]}, which is not installed"
-    if (family, name) == ("gemm", "torch") and torch.cuda.is_available():
+    if (family, name) == ("gemm", "torch") and gpu_there():
         return None if on_hopper() else "cuBLAS has these products on Hopper alone"
     return why_not(name)
 

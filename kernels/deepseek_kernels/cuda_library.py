@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from deepseek_kernels.registry import BackendUnavailable, find_nvcc
+from deepseek_kernels.machine import BackendUnavailable, find_nvcc
 
 SOURCES = Path(__file__).parent / "csrc"
 OPTIONS = (

@@ -1,21 +1,16 @@
 """Ops with explicit backends: one schema, one fake, one implementation a backend, none of them chosen in here."""
 
 import importlib
-import os
-import shutil
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
+from deepseek_kernels.machine import BackendUnavailable, why_not
+
 BACKENDS = ("reference", "triton", "torch", "cuda", "ext")
 _LIBRARY = torch.library.Library("deepseek_kernels", "FRAGMENT")
-
-
-class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name that cannot run here."""
 
 
 def define(
@@ -53,41 +48,3 @@ def _implementation(package: str, name: str, backend: str, backends: tuple[str, 
         )
     module = "reference" if backend == "reference" else f"{backend}_impl"
     return getattr(importlib.import_module(f"{package}.{module}"), name)
-
-
-def find_nvcc() -> str | None:
-    """CUDA's compiler, on the PATH or where CUDA puts it."""
-    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-
-
-def on_hopper() -> bool:
-    """Whether the GPU is an H100, H200 or H800."""
-    return torch.cuda.get_device_capability() == (9, 0)
-
-
-def interpreting() -> bool:
-    """Whether Triton kernels run in its interpreter, on CPU tensors (set before triton is first imported)."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
-@cache
-def why_not(backend: str) -> str | None:
-    """Why ``backend`` cannot run on this machine; None: it can (single ops may lack it all the same)."""
-    match backend:
-        case "triton":
-            try:
-                importlib.import_module("triton")
-            except ImportError as error:
-                return f"triton is not installed ({error})"
-            if not interpreting() and not torch.cuda.is_available():
-                return "there is no GPU to compile for (TRITON_INTERPRET=1 runs kernels slowly on the CPU)"
-        case "cuda":
-            if find_spec("triton") is None:
-                return "the kernels beside its own are Triton's, which is not installed"
-            if not torch.cuda.is_available():
-                return "there is no GPU"
-            if not on_hopper():
-                return "its kernels are for Hopper, the GPU is another"
-            if find_nvcc() is None:
-                return "its kernels have to be compiled and there is no nvcc on the PATH"
-    return None

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepseek_kernels import choice, registry
+from deepseek_kernels import choice, machine
 from deepseek_kernels.choice import FAMILIES, ON_CPU, Kernels, available, choose
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.config.parse import ConfigError
 from deepseek_train.train.kernel_plan import kernel_problems, plan_kernels
@@ -27,8 +27,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton kernels are not interpreted."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    registry.why_not.cache_clear()
-    monkeypatch.setattr(choice, "why_not", registry.why_not.__wrapped__)
+    machine.why_not.cache_clear()
+    monkeypatch.setattr(choice, "why_not", machine.why_not.__wrapped__)
 
 
 def test_auto_is_plain_torch_on_cpus_and_triton_on_gpus(on_gpu: None) -> None:

@@ -4,11 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from deepseek_train.cli.compose import CONFIG_DIR
 from deepseek_train.parallel.expert.deep_ep_problems import Load, Machine, deep_ep_problems
-from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.schedule.catalog import NAMES, make_schedule, placement_of
 from deepseek_train.schedule.check import check
 from deepseek_train.schedule.forward_only import forward_only
@@ -198,7 +196,7 @@ def test_nobody_gets_deep_ep_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_experts(config, ParallelLayout(pp=2, dp=2, ep=2)).dispatcher == "flat"
 
 
-LOAD = Load(8, 8, 7168, torch.bfloat16, (WireFormat.FP8, WireFormat.BF16))
+LOAD = Load(8, 8, 7168, "bf16", ("fp8", "bf16"))
 
 
 @pytest.mark.parametrize(
@@ -214,8 +212,8 @@ LOAD = Load(8, 8, 7168, torch.bfloat16, (WireFormat.FP8, WireFormat.BF16))
         (1, replace(LOAD, hidden_size=8192, ep=16), []),
         (2, replace(LOAD, hidden_size=8192), []),
         (2, replace(LOAD, ep=1, ranks_per_node=1), ["nothing travels"]),
-        (2, replace(LOAD, params=torch.float32), []),
-        (2, replace(LOAD, params=torch.float32, formats=(WireFormat.FP8, WireFormat.SAME)), ["as FP32"]),
+        (2, replace(LOAD, params="fp32"), []),
+        (2, replace(LOAD, params="fp32", formats=("fp8", "params")), ["as FP32"]),
     ],
 )
 def test_what_deep_ep_itself_demands(generation: int, load: Load, said: list[str]) -> None:

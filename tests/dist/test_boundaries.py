@@ -17,7 +17,7 @@ from tests.dist.grid import Case, on_grid
 from tests.harness import run_ranks
 
 PP = 4
-COUNTS = (8, 16, 32)  # micro-batches
+COUNTS = (12, 24)  # micro-batches
 
 
 class Buffers:
@@ -80,7 +80,7 @@ def test_boundary_buffers_do_not_grow_with_the_number_of_microbatches(name: str)
     """A buffer lives as long as the activations it begins, so GPipe, which keeps all of these, keeps all buffers. Its
     sends, and all that evaluation keeps, are few even there."""
     stages = case_of(name, 8).placement.num_stages
-    for _, some, twice_as_many in run_ranks(peaks, PP, name):
+    for some, twice_as_many in run_ranks(peaks, PP, name):
         if name == "gpipe":
             some, twice_as_many = some[1:], twice_as_many[1:]
         assert some == twice_as_many

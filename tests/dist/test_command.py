@@ -33,7 +33,7 @@ SMALL = [
     "data.validation_percent=20",
     "train.microbatch_size=1",
     "optim.batch_size.start=8",
-    "train.total_tokens=3072",  # 24 steps
+    "train.total_tokens=2048",  # 16 steps
     "train.eval_every=8",
     "train.eval_microbatches=2",
     "train.sample_tokens=4",
@@ -86,7 +86,7 @@ def whole(workplace: Path) -> Path:
     assert (
         "kernels: reference, but moe torch, attention torch, rope torch, optim torch; linears in FP32" in out
     )
-    assert "validation after step 24" in out
+    assert "validation after step 16" in out
     assert "sample: " in out
     return workplace / "runs" / "whole"
 
@@ -108,7 +108,7 @@ def test_a_run_interrupted_and_resumed_ends_in_the_same_bits(workplace: Path, wh
     assert code == 0, err
     assert "the same command goes on from there" in out
     interrupted_after = len(steps(cut))
-    assert 5 <= interrupted_after < 24
+    assert 5 <= interrupted_after < 16
 
     code, out, err = finish(start(workplace, *SMALL, "name=cut"))
     assert code == 0, err

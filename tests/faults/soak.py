@@ -65,7 +65,14 @@ def arguments(name: str, ranks: int, steps: int) -> list[str]:
 
 def session(folder: Path, argv: Sequence[str], faults: Sequence[Fault]) -> tuple[int, list[Line]]:
     """One command from start to the end of its last process; its exit code, and what was said, when."""
-    (folder / "tmp").mkdir(exist_ok=True)
+    # A launcher that is killed leaves its folder. (Not below ``folder``: the name of a socket is at most 108 bytes.)
+    with tempfile.TemporaryDirectory(prefix="soak_") as temporary:
+        return _session(folder, argv, faults, temporary)
+
+
+def _session(
+    folder: Path, argv: Sequence[str], faults: Sequence[Fault], temporary: str
+) -> tuple[int, list[Line]]:
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *argv],
         cwd=folder,
@@ -74,7 +81,7 @@ def session(folder: Path, argv: Sequence[str], faults: Sequence[Fault]) -> tuple
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OMP_NUM_THREADS": "1",
             "FAULTS": ";".join(fault.word() for fault in faults),
-            "TMPDIR": str(folder / "tmp"),  # a launcher that is killed leaves its folder
+            "TMPDIR": temporary,
         },
         text=True,
         stdout=subprocess.PIPE,

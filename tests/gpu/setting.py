@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deepseek_kernels.formats import Blocks, Packed, Rows
-from deepseek_kernels.registry import interpreting, why_not
+from deepseek_kernels.machine import interpreting, why_not
 from deepseek_kernels.testing import interpreter
 
 ON_GPU = torch.cuda.is_available() and not interpreting()

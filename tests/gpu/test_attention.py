@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from deepseek_kernels.attention import attention, attention_backward
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 from tests.gpu.setting import DEVICE, ON_GPU, randn, same_bits, size
 
 BF16, FP32 = torch.bfloat16, torch.float32

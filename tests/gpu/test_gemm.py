@@ -7,8 +7,8 @@ import torch
 
 from deepseek_kernels.formats import Groups
 from deepseek_kernels.gemm import gemm, gemm_add, grouped_gemm, grouped_gemm_add
+from deepseek_kernels.machine import BackendUnavailable
 from deepseek_kernels.quant import quantise_blocks, quantise_rows
-from deepseek_kernels.registry import BackendUnavailable
 from tests.gpu.products import (
     BACKENDS,
     GROUPED_BACKENDS,

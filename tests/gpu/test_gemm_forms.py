@@ -9,7 +9,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 
 from deepseek_kernels.formats import E4M3, Groups
 from deepseek_kernels.gemm import torch_impl, triton_impl
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 from tests.gpu.products import Exact, added, blocks, grouped_columns, grouped_rows, plain, rows
 from tests.gpu.setting import DEVICE, ON_GPU, randn, same_bits, size
 

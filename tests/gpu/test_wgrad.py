@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from deepseek_kernels.machine import BackendUnavailable
 from deepseek_kernels.norm import rms_norm
-from deepseek_kernels.registry import BackendUnavailable
 from deepseek_kernels.wgrad import weight_gradient
 from tests.gpu.setting import DEVICE, error, randn, size
 

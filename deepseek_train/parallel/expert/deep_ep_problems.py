@@ -1,13 +1,11 @@
-"""Why DeepEP cannot carry a run's tokens, found out before any process starts."""
+"""Why DeepEP cannot carry a run's tokens, found out before any process starts (and without torch, unless asked)."""
 
+import importlib
 from dataclasses import dataclass
 
-import torch
+from deepseek_kernels.machine import gpu_there
 
-from deepseek_kernels.formats import TILE
-from deepseek_train.parallel.expert.deep_ep_buffers import GENERATION, IMPORT_ERROR
-from deepseek_train.parallel.expert.wire import WireFormat
-
+_OF_A_SCALE = 128  # channels
 _ON_A_NODE = 8  # ranks, of the first generation
 _WIDEST_ON_A_NODE = 8064  # channels, of the first generation: half a row and 8 bytes are at most 8192
 
@@ -22,19 +20,21 @@ class Machine:
 
 
 def this_machine(*, cuda_allowed: bool) -> Machine:
-    return Machine(GENERATION, IMPORT_ERROR, cuda_allowed and torch.cuda.is_available())
+    """Imports DeepEP, if it is there, and torch."""
+    library = importlib.import_module("deepseek_train.parallel.expert.deep_ep_buffers")
+    return Machine(library.GENERATION, library.IMPORT_ERROR, cuda_allowed and gpu_there())
 
 
 @dataclass(frozen=True)
 class Load:
     """What is to be carried, among ``ep`` ranks. ``ranks_per_node``: of these; None where that is not one number.
-    ``formats``: on the way there and home."""
+    ``params``, ``formats``: as in the configuration's ``precision``, on the way there and home."""
 
     ep: int
     ranks_per_node: int | None
     hidden_size: int
-    params: torch.dtype
-    formats: tuple[WireFormat, ...]
+    params: str
+    formats: tuple[str, ...]
 
 
 def deep_ep_problems(load: Load, machine: Machine) -> list[str]:
@@ -46,13 +46,13 @@ def deep_ep_problems(load: Load, machine: Machine) -> list[str]:
         found.append("there is no CUDA device for it")
     if load.ep == 1:
         found.append("every rank holds all experts (parallel.ep=1): nothing travels")
-    if load.params != torch.bfloat16 and WireFormat.SAME in load.formats:
+    if load.params != "bf16" and "params" in load.formats:
         found.append(
             "rows would travel as FP32 (precision.params): it carries BF16, and FP8 on the way to experts"
         )
-    if load.hidden_size % TILE:
+    if load.hidden_size % _OF_A_SCALE:
         found.append(
-            f"model.hidden_size {load.hidden_size} is no multiple of {TILE}, the channels of a scale"
+            f"model.hidden_size {load.hidden_size} is no multiple of {_OF_A_SCALE}, the channels of a scale"
         )
     if machine.generation == 1:
         found += _first_generation(load)

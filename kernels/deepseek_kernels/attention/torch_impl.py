@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 
 _ATEN = torch.ops.aten
 

@@ -14,7 +14,7 @@ import triton
 from deepseek_kernels.gate.case import Case
 from deepseek_kernels.gate.cuda_sources import LIMITS, compile_source
 from deepseek_kernels.gate.machine_code import compiled, faults
-from deepseek_kernels.registry import interpreting
+from deepseek_kernels.machine import interpreting
 
 FAMILIES = (
     "attention",

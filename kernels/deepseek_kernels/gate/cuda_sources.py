@@ -10,7 +10,7 @@ import triton
 
 from deepseek_kernels.cuda_library import OPTIONS, SOURCES
 from deepseek_kernels.gate.case import Limits
-from deepseek_kernels.registry import find_nvcc
+from deepseek_kernels.machine import find_nvcc
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from deepseek_kernels.cuda_library import cuda_function
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 
 _BF16, _FP32, _ADD = 0, 1, 2
 

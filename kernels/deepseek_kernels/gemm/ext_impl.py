@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepseek_kernels.formats import TILE
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 
 _WEIGHT, _GRADIENT = (1, TILE, TILE), (1, 1, TILE)
 

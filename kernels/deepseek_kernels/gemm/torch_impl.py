@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.functional import ScalingType, scaled_mm
 
 from deepseek_kernels.formats import E4M3
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 
 _ROWS, _BLOCKS = ScalingType.BlockWise1x128, ScalingType.BlockWise128x128
 

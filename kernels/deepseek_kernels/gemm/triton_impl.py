@@ -10,7 +10,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from deepseek_kernels.formats import TILE
 from deepseek_kernels.gemm.triton_forward import forward_kernel
 from deepseek_kernels.gemm.triton_gradient import gradient_kernel
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 
 WARPS = 8  # two warpgroups, 64 rows of a tile each
 BAND = 16  # tiles of rows; with the columns that run at the same time about a square

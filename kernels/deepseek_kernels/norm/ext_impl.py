@@ -9,8 +9,8 @@ from types import ModuleType
 
 from torch import Tensor
 
+from deepseek_kernels.machine import BackendUnavailable
 from deepseek_kernels.quant.triton_impl import quantise_rows
-from deepseek_kernels.registry import BackendUnavailable
 
 
 @cache

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from deepseek_kernels.registry import BackendUnavailable
+from deepseek_kernels.machine import BackendUnavailable
 
 
 @cache

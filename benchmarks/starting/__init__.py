@@ -1,0 +1,1 @@
+"""``python -m benchmarks.starting``: ``deepseek-train`` up to its first step, its phases noted."""
