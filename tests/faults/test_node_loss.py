@@ -28,8 +28,8 @@ RUN = [
     "checkpoint.every=5",
     "parallel.fallbacks=[{pp: 1, dp: 1, ep: 1, schedule: 1f1b}]",
 ]
-TOGETHER, RESUMED = re.compile(r"resumed from \S+ after step (\d+),")
-ALONE = "on 2 ranks: PP 2 (dualpipe)", "on 1 ranks: PP 1 (1f1b)"
+RESUMED = re.compile(r"resumed from \S+ after step (\d+),")
+TOGETHER, ALONE = "on 2 ranks: PP 2 (dualpipe)", "on 1 ranks: PP 1 (1f1b)"
 PATIENCE = 150.0  # seconds, on a busy machine
 
 
@@ -111,7 +111,9 @@ def test_the_survivor_goes_on_alone_and_the_world_grows_again(nodes: Nodes, tmp_
     assert TOGETHER in nodes.said()
 
     nodes.lose(1)
-    nodes.wait("the survivor trains alone", lambda: ALONE in nodes.said() and RESUMED.search(nodes.said()))
+    nodes.wait(
+        "the survivor trains alone", lambda: ALONE in nodes.said() and bool(RESUMED.search(nodes.said()))
+    )
     resumed = int(RESUMED.findall(nodes.said())[-1])
     assert resumed >= 10
     nodes.wait("the survivor gets on", lambda: step() > resumed + 10)
