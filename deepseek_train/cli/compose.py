@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepseek_train.config.check import check
+from deepseek_train.config.credentials import holds_credentials
 from deepseek_train.config.parse import ConfigError, Problem, known_keys, parse, unknown_key
 from deepseek_train.config.schema import RunConfig
 
@@ -78,16 +79,24 @@ def _sort_out(overrides: list[str]) -> tuple[list[str], list[Problem]]:
             override = parser.parse_override(text)
         except HydraException:
             mend = "Write key=value, for example parallel.pp=2; quote text that has signs in it: 'key=\"def f(x):\"'."
-            problems.append(Problem(text, "not an override", mend))
+            problems.append(Problem(_shown(text), "not an override", mend))
             continue
         problem = _problem(override, keys, groups)
         if problem is not None:
-            problems.append(problem)
+            told = (
+                Problem(_shown(text), "not an override", problem.mend) if holds_credentials(text) else problem
+            )
+            problems.append(told)
         elif override.type is OverrideType.CHANGE and override.key_or_group not in groups:
             good.append(f"++{text}")  # the schema knows the key, whether or not a YAML file mentions it
         else:
             good.append(text)
     return good, problems
+
+
+def _shown(text: str) -> str:
+    """An override in a message; without its value where that is nobody's business."""
+    return f"{text.partition('=')[0]}=..." if holds_credentials(text) else text
 
 
 def _problem(override: Override, keys: list[str], groups: list[str]) -> Problem | None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.fx.experimental.symbolic_shapes  # which torch.autograd.backward asks whether two shapes are equal
 
+from deepseek_kernels.machine import BackendUnavailable
 from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.cli.tell import tell
@@ -45,6 +46,7 @@ FORESEEN: dict[type[Exception], ExitCode] = {
     RendezvousError: ExitCode.USER_ERROR,
     RanksDiffer: ExitCode.USER_ERROR,
     RunFolderTaken: ExitCode.USER_ERROR,
+    BackendUnavailable: ExitCode.USER_ERROR,
     DataError: ExitCode.USER_ERROR,
     CheckpointError: ExitCode.USER_ERROR,
     StorageFailed: ExitCode.STORAGE,

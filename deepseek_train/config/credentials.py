@@ -14,9 +14,25 @@ MEND = (
     "AWS_SECRET_ACCESS_KEY, or ~/.aws; gs: GOOGLE_APPLICATION_CREDENTIALS; any other, by the names of its fsspec "
     "arguments: FSSPEC_S3_KEY, FSSPEC_ABFS_SAS_TOKEN, ..."
 )
-# user:password@, of which the password may hold slashes; host:port/ is none.
-_USER = re.compile(r"://[^/@:]*:(?!\d{1,5}(?:/|$))[^@]*@")
-_SECRET = re.compile(r"key|secret|token|password|passwd|credential|signature|^sig$|auth", re.IGNORECASE)
+# user:password@, of which the password may hold slashes (host:port/ is none), and token@ of the web.
+_USER = re.compile(r"://[^/@:]*:(?!\d{1,5}(?:/|$))[^@]*@|https?://[^/@]+@")
+# Words of a parameter's name, as in access_key, X-Amz-Signature or apiKey.
+_SECRET = set(
+    [
+        "key",
+        "secret",
+        "token",
+        "password",
+        "passwd",
+        "pwd",
+        "credential",
+        "credentials",
+        "signature",
+        "sig",
+        "auth",
+    ]
+)
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def holds_credentials(url: str) -> bool:
@@ -27,7 +43,9 @@ def holds_credentials(url: str) -> bool:
         if after[1:]
         else []
     )
-    return bool(_USER.search(url)) or any(_SECRET.search(name) for name in names)
+    return bool(_USER.search(url)) or any(
+        not _SECRET.isdisjoint(word.lower() for word in _WORDS.findall(name)) for name in names
+    )
 
 
 def credential_problems(run: RunConfig) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """Everything that can be found wrong before a process group starts, all at once."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import count
@@ -136,13 +137,24 @@ def _batch(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     return found
 
 
+def _nearest(folder: Path) -> Path:
+    """``folder``, or what there is already of the way to it."""
+    return folder if folder.exists() else _nearest(folder.parent)
+
+
 def _folder(config: RunConfig) -> list[Problem]:
     folder = Path(config.run_dir)
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [Problem("run_dir", f"cannot write to {parent}", "Choose a folder that is yours: run_dir=...")]
+    for needed in dict.fromkeys(
+        (_nearest(folder), _nearest(folder.absolute().parent))
+    ):  # the lock lies beside it
+        try:
+            with tempfile.TemporaryFile(dir=needed):
+                pass
+        except OSError as error:
+            what = f"cannot write to {needed}: {error.strerror}"
+            return [
+                Problem("run_dir", what, "Choose a folder that is yours: run_dir=...", storage_failed(error))
+            ]
     try:
         there = checkpoints_of(config, folder).is_dir()
     except (ImportError, ValueError, OSError) as error:

@@ -49,8 +49,7 @@ def compile_for(family: str) -> None:
 
 def library(source: str, folder: Path | None = None) -> Path:
     """The shared library of ``csrc/{source}.cu``, compiled if it is not there yet. ``folder``: where libraries are
-    kept,
-    by default the user's cache."""
+    kept, by default the user's cache."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise BackendUnavailable(f"{source}.cu has to be compiled and there is no nvcc on the PATH")
@@ -69,6 +68,7 @@ def library(source: str, folder: Path | None = None) -> Path:
             [nvcc, *OPTIONS, "-o", draft, inputs[0]], capture_output=True, text=True, check=False
         )
         if done.returncode:
+            draft.unlink()
             raise BackendUnavailable(f"nvcc does not compile {source}.cu:\n{done.stdout}{done.stderr}")
         draft.replace(target)
     return target

@@ -26,8 +26,7 @@ LARGEST_E5M6 = 65024.0
 @dataclass(frozen=True)
 class Rows:
     """A matrix [M, K] in tiles of 1 x 128 along K: activations, their gradients, and (transposed, so that tokens are
-    the
-    contraction) the operands of weight gradients. Columns beyond ``width`` are zeros."""
+    the contraction) the operands of weight gradients. Columns beyond ``width`` are zeros."""
 
     values: Tensor  # E4M3 [M, KP]
     scales: Tensor  # FP32 [KP / 128, M]
@@ -47,9 +46,8 @@ class Blocks:
 @dataclass(frozen=True)
 class Packed:
     """A matrix [M, K] in E5M6: 1 sign, 5 exponent and 6 fraction bits (FP16 without its last 4, rounded to nearest
-    even),
-    each tile of 1 x 128 divided by a power of two so that its largest value is at most 65024. Eight values lie in three
-    words, each value's 12 bits above those of the one before: value j begins at bit 12 j of the 96."""
+    even), each tile of 1 x 128 divided by a power of two so that its largest value is at most 65024. Eight values lie
+    in three words, each value's 12 bits above those of the one before: value j begins at bit 12 j of the 96."""
 
     words: Tensor  # int32 [M, KP / 8 * 3]
     scales: Tensor  # FP32 [KP / 128, M]

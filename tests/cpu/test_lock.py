@@ -53,7 +53,10 @@ def test_another_host_is_believed_while_it_touches_its_lock(tmp_path: Path) -> N
     code = f"import os, time\nwhile True: os.utime({str(path)!r}); time.sleep(0.01)"
     with subprocess.Popen([sys.executable, "-c", code]) as beating:
         try:
-            time.sleep(0.3)
+            deadline = time.monotonic() + 30
+            written = path.stat().st_mtime_ns
+            while path.stat().st_mtime_ns == written and time.monotonic() < deadline:
+                time.sleep(0.01)
             with pytest.raises(RunFolderTaken, match="process 1 on elsewhere"):
                 RunLock(tmp_path / "run", BEAT)
         finally:

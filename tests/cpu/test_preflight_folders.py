@@ -1,5 +1,8 @@
 """What a launch finds in folders before anything starts: an earlier run, its configuration, weights to begin with."""
 
+import contextlib
+import errno
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from deepseek_train.train.folder import (
     open_folder,
     write_config,
 )
+from deepseek_train.train.preflight import preflight
 from tests.helpers.preflight import tiny, told
 
 
@@ -44,6 +48,27 @@ def test_a_run_from_before_a_field_existed_goes_on() -> None:
     assert where == "data"
     assert "fim_rate was 0.1, is 0.5" in said
     assert told("data.fim_rate=0.5", "data.allow_change=true") == []
+
+
+def test_the_run_folder_and_what_is_beside_it_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is read-only may be mended; the lock lies beside the folder."""
+    folder = Path(tiny().run_dir)
+    folder.mkdir(parents=True)
+    for where, error, passes in (
+        (folder, errno.EROFS, True),
+        (folder.absolute().parent, errno.EROFS, True),
+        (folder, errno.EACCES, False),
+    ):
+
+        def refused(dir: Path, where: Path = where, error: int = error) -> contextlib.nullcontext[None]:
+            if dir == where:
+                raise OSError(error, "no")
+            return contextlib.nullcontext()
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+        (problem,) = preflight(tiny(), None)
+        assert (problem.where, problem.storage) == ("run_dir", passes)
+        assert f"cannot write to {where}" in problem.what
 
 
 def test_weights_to_begin_with_are_looked_at(tmp_path: Path) -> None:

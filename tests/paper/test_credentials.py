@@ -2,8 +2,10 @@
 
 import pytest
 
+from deepseek_train.cli.compose import compose_config
 from deepseek_train.config.check import check
 from deepseek_train.config.credentials import holds_credentials
+from deepseek_train.config.parse import ConfigError
 from tests.paper.runs import run_config
 
 
@@ -19,6 +21,9 @@ from tests.paper.runs import run_config
         "abfs://container/run?sas_token=s3cr3t",
         "s3://bucket/run?endpoint=x#access_key=s3cr3t",
         "https://host/run?ACCESS_TOKEN=s3cr3t",
+        "https://host/run?apiKey=s3cr3t&user=me",
+        "https://host/run?pwd=s3cr3t",
+        "https://s3cr3t@host/run",
     ],
 )
 def test_what_is_refused(url: str) -> None:
@@ -41,8 +46,24 @@ def test_what_is_refused(url: str) -> None:
         "ssh://user@host/run",
         "https://host/run?version=3",
         "memory://bucket/a?b",
+        "https://host/run?monkey=1&author=me",
     ],
 )
 def test_what_is_not(url: str) -> None:
     assert not holds_credentials(url)
     assert check(run_config(checkpoint__path=url, init_from=url)) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "checkpoint.path=abfs://c/run?sas_token=s3cr3t",
+        "init_from=[s3://K:s3cr3t@b",
+        "checkpoint=s3://K:s3cr3t@b/x",
+    ],
+)
+def test_what_cannot_be_read_is_not_repeated_either(override: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_config(["experiment=tiny", override])
+    assert "s3cr3t" not in str(error.value)
+    assert override.partition("=")[0] in str(error.value)

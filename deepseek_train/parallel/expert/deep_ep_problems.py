@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from deepseek_kernels.machine import gpu_there
 
-_OF_A_SCALE = 128  # channels
+_OF_A_SCALE = 128  # channels: ``formats.TILE``, which imports torch; this half of the command must not
 _ON_A_NODE = 8  # ranks, of the first generation
 _WIDEST_ON_A_NODE = 8064  # channels, of the first generation: half a row and 8 bytes are at most 8192
 

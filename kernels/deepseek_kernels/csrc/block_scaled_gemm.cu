@@ -370,8 +370,9 @@ int columns_for(int pairs_m, int n, int experts, int clusters, bool rows_b) {
 }  // namespace
 
 // a: E4M3 [m, k], a_scales FP32 [k / 128, m]. b: E4M3 [experts * b_rows, k] with scales of blocks, or (rows_b) [n, k] with
-// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. columns of a
-// block: 128, 192 (not with rows_b) or 256, 0: by the number of blocks. Rows of scales by row begin at multiples of 16 bytes. Returns 0, a CUDA error, -1 without the driver's library, -2 for a matrix that cannot be described.
+// b_scales FP32 [k / 128, n]. output: 0 BF16, 1 FP32, 2 added to FP32. columns of a block: 128, 192 (not with rows_b) or 256,
+// 0: by the number of blocks. Rows of scales by row begin at multiples of 16 bytes. Returns 0, a CUDA error, -1 without the
+// driver's library, -2 for a matrix that cannot be described.
 extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, const void* b, const float* b_scales, void* c,
                                           const int* tile_expert, const int* starts, int m, int n, int k, int b_rows,
                                           int experts, int rows_b, int output, int columns, int blocks, void* stream) {

@@ -74,7 +74,7 @@ def _checked(name: str, code: int) -> None:
 
 def quantise_both(x_MK: Tensor, pow2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     m, k = x_MK.shape
-    if not whole(x_MK, k):
+    if x_MK.dtype is not torch.bfloat16 or not whole(x_MK, k):
         return triton_impl.quantise_both(x_MK, pow2)
     rows, turned = new_tiles(x_MK, m, k), new_tiles(x_MK, k, m)
     run_tiles(PLAIN, x_MK, k, pow2, into_t=turned, into=rows)

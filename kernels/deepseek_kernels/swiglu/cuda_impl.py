@@ -37,9 +37,10 @@ def swiglu_backward_quantise(
     dy: Tensor, gate_up: Tensor, scales: Tensor | None, width: int, weight: Tensor | None, pow2: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     m, f = dy.shape
-    if not whole(gate_up, f) or dy.dtype is not torch.bfloat16:
+    dy = dy.contiguous()
+    if dy.dtype is not torch.bfloat16 or not (whole(gate_up, f) and whole(dy, f)):
         return triton_impl.swiglu_backward_quantise(dy, gate_up, scales, width, weight, pow2)
-    dy, x_scales, factors = dy.contiguous(), _wide(scales), _wide(weight)
+    x_scales, factors = _wide(scales), _wide(weight)
     rows, turned = new_tiles(dy, m, width), new_tiles(dy, width, m)
     parts = None if weight is None else dy.new_empty(f // TILE, m, dtype=torch.float32)
     run_tiles(
