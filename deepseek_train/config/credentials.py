@@ -17,21 +17,10 @@ MEND = (
 # user:password@, of which the password may hold slashes (host:port/ is none), and token@ of the web.
 _USER = re.compile(r"://[^/@:]*:(?!\d{1,5}(?:/|$))[^@]*@|https?://[^/@]+@")
 # Words of a parameter's name, as in access_key, X-Amz-Signature or apiKey.
-_SECRET = set(
-    [
-        "key",
-        "secret",
-        "token",
-        "password",
-        "passwd",
-        "pwd",
-        "credential",
-        "credentials",
-        "signature",
-        "sig",
-        "auth",
-    ]
-)
+_SECRET = {
+    *("key", "secret", "token", "password", "passwd", "pwd"),
+    *("credential", "credentials", "signature", "sig", "auth"),
+}
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
