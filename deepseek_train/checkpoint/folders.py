@@ -17,9 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable, reason
 from deepseek_train.checkpoint.manifest import NAME, Manifest, read_manifest, write_manifest
-from deepseek_train.checkpoint.places import Place, fsync_folder, remove_folder, write_synced
+from deepseek_train.checkpoint.places import (
+    Place,
+    fsync_folder,
+    is_there,
+    listed,
+    remove_folder,
+    write_synced,
+)
 
 CHECKPOINTS = "checkpoints"  # the folder of a run's own, in the run folder
 COMMITTED = re.compile(r"step-(\d{1,18})(?:\.(replaced|\d{1,9}))?")
@@ -47,7 +54,7 @@ def layout_words(facts: dict[str, Any]) -> str:
 def sweep(root: Place, step: int) -> None:
     """Deletes the drafts that killed saves have left; on an object store those of ``step``, as they look like any save
     under way. For a run alone, which holds the lock of its folder: to anybody else they may be just that."""
-    for leftover in [*_drafts(root, step)] if root.is_dir() else []:
+    for leftover in [*_drafts(root, step)]:
         try:
             remove_folder(leftover)
         except OSError as error:  # what cannot go is no reason not to save
@@ -73,9 +80,9 @@ def commit(draft: Place, manifest: Manifest) -> Place:
     if not isinstance(draft, Path):
         return draft
     final = draft.with_name(_name(manifest.step))
-    if final.exists():
+    if is_there(final):
         aside = final.with_suffix(".replaced")
-        if aside.exists():
+        if is_there(aside):
             remove_folder(aside)
         final.rename(aside)
     draft.rename(final)
@@ -107,34 +114,35 @@ def newest(root: Place, step: int | None = None) -> Place | None:
 
 
 def found_at(path: Place) -> list[Found]:
-    """``path`` itself, where it is a checkpoint with a valid manifest. Raises CheckpointError where that is damaged."""
-    if not (path / NAME).exists():
+    """``path`` itself, where it is a checkpoint with a valid manifest. Raises CheckpointError where that is damaged,
+    OSError where the disk does not say."""
+    if not is_there(path / NAME):
         return []
     manifest = read_manifest(path)
     return [Found(path, manifest.step, manifest.facts)]
 
 
-def set_aside(path: Place, reason: str) -> Place:
+def set_aside(path: Place, why: str) -> Place:
     """Makes a damaged checkpoint be none, and keeps it to be looked at; returns where it is."""
-    write_synced(path / "why-bad.txt", f"{reason}\n".encode())
+    write_synced(path / "why-bad.txt", f"{why}\n".encode())
     if not isinstance(path, Path):
         manifest = path / NAME
-        if manifest.exists():
+        if is_there(manifest):
             (path / f"{NAME}.bad").write_bytes(manifest.read_bytes())
             manifest.unlink()
         return path
     aside = path.with_name(f"{path.name}.bad")
-    if aside.exists():
+    if is_there(aside):
         remove_folder(aside)
     return path.rename(aside)
 
 
 def set_aside_in(root: Place) -> list[Place]:
     """What ``set_aside`` has left."""
-    found: list[Place] = [*root.iterdir()] if root.is_dir() else []
+    found = listed(root)
     if isinstance(root, Path):
         return [path for path in found if path.name.startswith("step-") and path.name.endswith(".bad")]
-    return [path for path in found if (path / f"{NAME}.bad").exists()]
+    return [path for path in found if is_there(path / f"{NAME}.bad")]
 
 
 def half_deleted(root: Place) -> list[Place]:
@@ -158,9 +166,13 @@ def without_manifest(root: Place) -> list[tuple[Place, str]]:
     return found
 
 
-def _folders(root: Place) -> Iterator[Place]:
-    if root.is_dir():
-        yield from (path for path in root.iterdir() if COMMITTED.fullmatch(path.name))
+def _folders(root: Place) -> list[Place]:
+    try:
+        return [path for path in listed(root) if COMMITTED.fullmatch(path.name)]
+    except OSError as error:
+        raise CheckpointUnreadable(
+            f"{root} cannot be looked at: {reason(error)}. See to the disk, and try again."
+        ) from error
 
 
 def _age(path: Place) -> tuple[int, int]:
@@ -171,12 +183,18 @@ def _age(path: Place) -> tuple[int, int]:
 
 def _drafts(root: Place, step: int) -> Iterator[Place]:
     if isinstance(root, Path):
-        yield from (path for path in root.iterdir() if _DRAFT.fullmatch(path.name))
+        yield from (path for path in listed(root) if _DRAFT.fullmatch(path.name))
         return
-    for path in _folders(root):
-        kept = NAME, f"{NAME}.bad"  # a checkpoint, and one that was set aside
-        if _age(path)[0] == step and not any((path / name).exists() for name in kept):
-            yield path
+    yield from (path for path in _folders(root) if _age(path)[0] == step and _is_draft(path))
+
+
+def _is_draft(path: Place) -> bool:
+    """On an object store. What cannot be looked at is none: it may be a checkpoint."""
+    kept = NAME, f"{NAME}.bad"  # a checkpoint, and one that was set aside
+    try:
+        return not any(is_there(path / name) for name in kept)
+    except OSError:
+        return False
 
 
 def _name(step: int) -> str:

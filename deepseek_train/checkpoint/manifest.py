@@ -49,15 +49,19 @@ def measure(stream: BinaryIO) -> FileRecord:
 
 
 def verify(folder: Place, name: str, record: FileRecord) -> None:
-    """Raises CheckpointError, naming file, expected and found, unless the file is what the manifest says."""
+    """Raises CheckpointError, naming file, expected and found, unless the file is what the manifest says;
+    CheckpointUnreadable when the disk does not say."""
     path = folder / name
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the manifest expects {record.bytes} bytes")
-    size = path.stat().st_size  # first: says more than a checksum, and costs nothing
-    if size != record.bytes:
-        raise CheckpointError(f"{path} has {size} bytes, the manifest expects {record.bytes}")
-    with path.open("rb") as stream:
-        found = measure(stream).xxh3_128
+    try:
+        size = path.stat().st_size  # first: says more than a checksum, and costs nothing
+        if size != record.bytes:
+            raise CheckpointError(f"{path} has {size} bytes, the manifest expects {record.bytes}")
+        with path.open("rb") as stream:
+            found = measure(stream).xxh3_128
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"{path} is missing: the manifest expects {record.bytes} bytes") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if found != record.xxh3_128:
         raise CheckpointError(
             f"{path} is damaged: its xxh3_128 is {found}, the manifest expects {record.xxh3_128}"
@@ -84,9 +88,7 @@ def read_manifest(folder: Place) -> Manifest:
             f"{path} cannot be read, so its folder is no checkpoint: {reason(error)}"
         ) from error
     except OSError as error:
-        raise CheckpointUnreadable(
-            f"{path} cannot be read: {reason(error)}. See to the disk, and try again."
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(content, dict) or content.pop("xxh3_128", None) != _checksum(content):
         raise CheckpointError(f"{path} is damaged or was edited: its checksum is not that of its content")
     if content.get("format") != FORMAT:
@@ -102,6 +104,10 @@ def read_manifest(folder: Place) -> Manifest:
     ):
         raise CheckpointError(f"{path} lacks a step, facts or files of the right kind")
     return Manifest(step, facts, {name: _record(path, name, value) for name, value in files.items()})
+
+
+def _unreadable(path: Place, error: OSError) -> CheckpointUnreadable:
+    return CheckpointUnreadable(f"{path} cannot be read: {reason(error)}. See to the disk, and try again.")
 
 
 def _record(path: Place, name: str, value: object) -> FileRecord:

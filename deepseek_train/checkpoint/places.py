@@ -13,6 +13,27 @@ from upath import UPath
 Place = Path | UPath
 
 
+def is_there(path: Place) -> bool:
+    """Whether there is a file or a folder of this name. Raises OSError where the disk does not say: ``exists``,
+    ``is_file`` and ``is_dir`` of an object store answer no to that, and what is whole would count as gone."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def listed(folder: Place) -> list[Place]:
+    """What is in a folder; nothing where there is none. Raises OSError where the disk does not say."""
+    try:
+        if isinstance(folder, Path):
+            return [*folder.iterdir()]
+        names = [name.rstrip("/") for name in folder.fs.ls(folder.path, detail=False)]  # iterdir asks is_dir
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / name.rpartition("/")[2] for name in names]
+
+
 def write_synced(path: Place, content: bytes) -> None:
     """Writes a small file; on a local disk it outlives a power cut once its folder is fsynced."""
     with path.open("wb") as stream:
@@ -36,7 +57,7 @@ def fsync_folder(folder: Place) -> None:
 def remove_folder(folder: Place) -> None:
     """Deletes a folder and all in it; the manifest goes first, so that half a checkpoint looks like none."""
     manifest = folder / "manifest.json"
-    if manifest.exists():
+    if is_there(manifest):
         manifest.unlink()
     if isinstance(folder, Path):
         shutil.rmtree(folder)

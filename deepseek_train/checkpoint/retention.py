@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepseek_train.checkpoint.errors import CheckpointUnreadable
@@ -38,6 +38,29 @@ class Retention:
         judged = sorted((one for one in whole if _loss(one) < math.inf), key=_loss)
         kept |= {one.path for one in judged[: self.best]}
         return [one for one in found if one.path not in kept]
+
+
+def to_go_of_whole(
+    found: Sequence[Found], retention: Retention, damage: Callable[[Found], list[str]]
+) -> tuple[list[Found], list[str]]:
+    """What is not kept where only whole ones count, and the damage of those that would have been kept: they stay too.
+    ``damage`` looks into all files of one, and is asked of each that is to be kept, once. Nothing goes where none is
+    whole."""
+    whole, seen, damaged = [*found], set[Place](), list[str]()
+    while whole:
+        going = retention.to_go(whole, whole[0].path)
+        unseen = next((one for one in whole if one not in going and one.path not in seen), None)
+        if unseen is None:
+            return going, damaged
+        seen.add(unseen.path)
+        if said := damage(unseen):
+            damaged += said
+            rest = [one for one in whole if one is not unseen]
+            earlier = [{other.step for other in rest[:at]} for at in range(len(rest))]
+            whole = [
+                replace(one, superseded=one.step in steps) for one, steps in zip(rest, earlier, strict=True)
+            ]
+    return [], damaged
 
 
 def retire(root: Place, latest: Place, retention: Retention) -> None:

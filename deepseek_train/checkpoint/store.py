@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from deepseek_train.checkpoint import index
 from deepseek_train.checkpoint.agree import on_first, own_rank, together, world_size
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
 from deepseek_train.checkpoint.folders import newest, set_aside, without_manifest
 from deepseek_train.checkpoint.index import StoredTensor
 from deepseek_train.checkpoint.manifest import Manifest, read_manifest, verify
@@ -79,6 +79,8 @@ def _damaged(path: Place, rank: int, ranks: int) -> dict[str, str]:
     for name in sorted(manifest.files)[rank::ranks]:
         try:
             verify(path, name, manifest.files[name])
+        except CheckpointUnreadable:
+            raise
         except CheckpointError as error:
             found[name] = str(error)
     return found
@@ -91,6 +93,8 @@ def _confirmed(path: Place, damaged: list[dict[str, str]]) -> str | None:
         for name, theirs in found.items():
             try:
                 verify(path, name, files[name])
+            except CheckpointUnreadable:
+                raise
             except CheckpointError as error:
                 reasons.append(str(error))
                 continue

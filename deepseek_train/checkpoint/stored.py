@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, CheckpointUnreadable
 from deepseek_train.checkpoint.finder import candidates
 from deepseek_train.checkpoint.index import StoredTensor
 from deepseek_train.checkpoint.places import Place
@@ -54,11 +54,13 @@ class StoredCheckpoint:
 def newest_whole(place: Place) -> StoredCheckpoint:
     """The checkpoint ``place``, or the newest one there, or of the run it is, all of whose files are right. Damaged
     ones before it are named in warnings, and left as they are. Raises CheckpointError; where there is no choice, with
-    the only one's damage."""
+    the only one's damage; CheckpointUnreadable where the disk does not say which are whole."""
     found = candidates(place)
     for one in found[:-1]:
         try:
             return StoredCheckpoint.open(one.path)
+        except CheckpointUnreadable:
+            raise
         except CheckpointError as error:
             log.warning("passed over: %s", error)
     return StoredCheckpoint.open(found[-1].path)

@@ -13,7 +13,8 @@ PLACE is a run folder, a folder of checkpoints or one checkpoint; a path or an f
   reshard   the same tensors, bit for bit, in another number of files. Not needed to change a run's layout: every
             layout reads every checkpoint.
   prune     deletes all but the newest ``last``, multiples of ``every`` steps and the ``best`` by validation loss; with
-            bad=true also what was set aside. Says what it would do; dry=false does it.
+            bad=true also what was set aside. Says what it would do; dry=false does it. What is to be kept is read
+            first: a damaged one is named, and stays, and does not count.
 
 exit codes: 0 done, all is well; 1 something is damaged, and the message names the file; 2 something is wrong with the
 arguments; 3 there is no checkpoint.
@@ -29,10 +30,10 @@ from upath import UPath
 from deepseek_train.checkpoint.errors import CheckpointError, NoCheckpoint
 from deepseek_train.checkpoint.files import rewrite
 from deepseek_train.checkpoint.finder import candidates, checkpoints_at
-from deepseek_train.checkpoint.folders import layout_words, set_aside_in
+from deepseek_train.checkpoint.folders import Found, layout_words, set_aside_in
 from deepseek_train.checkpoint.manifest import read_manifest, verify
-from deepseek_train.checkpoint.places import Place
-from deepseek_train.checkpoint.retention import Retention, discard
+from deepseek_train.checkpoint.places import Place, is_there
+from deepseek_train.checkpoint.retention import Retention, discard, to_go_of_whole
 from deepseek_train.checkpoint.stored import newest_whole
 from deepseek_train.cli.answer import answer
 from deepseek_train.cli.key_value import UsageError, like, parse_key_values
@@ -83,7 +84,15 @@ def _say(words: Sequence[str]) -> None:
 
 
 def _list(place: Place) -> None:
-    found, bad = candidates(place), set_aside_in(checkpoints_at(place))
+    try:
+        _list_whole(candidates(place))
+    finally:  # also where nothing else is left
+        for path in set_aside_in(checkpoints_at(place)):
+            why = path / "why-bad.txt"
+            print(f"damaged  {path}: {why.read_text().strip() if is_there(why) else 'no reason is given'}")
+
+
+def _list_whole(found: Sequence[Found]) -> None:
     for one in found:
         files = read_manifest(one.path).files
         size = sum(record.bytes for record in files.values())
@@ -97,9 +106,6 @@ def _list(place: Place) -> None:
             str(one.path),
         ]
         print("  ".join(word for word in words if word))
-    for path in bad:
-        why = path / "why-bad.txt"
-        print(f"damaged  {path}: {why.read_text().strip() if why.exists() else 'no reason is given'}")
 
 
 def _verify(place: Place) -> None:
@@ -107,23 +113,43 @@ def _verify(place: Place) -> None:
     damaged: list[str] = []
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         for one in candidates(place):
-            files, before = read_manifest(one.path).files, len(damaged)
-            for name, record in progress.track(files.items(), description=one.path.name):
-                try:
-                    verify(one.path, name, record)
-                except CheckpointError as error:
-                    damaged.append(str(error))
-            if len(damaged) == before:
+            if said := _damage(one, progress):
+                damaged += said
+            else:
+                files = read_manifest(one.path).files
                 size = sum(record.bytes for record in files.values())
                 print(f"{one.path}: {len(files)} files, {numbers.data_size(size)}, all as the manifest says")
     if damaged:
         raise CheckpointError("\n".join(damaged))
 
 
+def _damage(found: Found, progress: Progress) -> list[str]:
+    """What is wrong with which files; all are read."""
+    damaged = []
+    for name, record in progress.track(read_manifest(found.path).files.items(), description=found.path.name):
+        try:
+            verify(found.path, name, record)
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return damaged
+
+
 def _prune(place: Place, asked: Prune) -> None:
-    found = candidates(place)
-    going = [one.path for one in Retention(asked.last, asked.every, asked.best).to_go(found, found[0].path)]
-    going += set_aside_in(checkpoints_at(place)) if asked.bad == "true" else []
+    bad = set_aside_in(checkpoints_at(place)) if asked.bad == "true" else []
+    try:
+        found = candidates(place)
+    except NoCheckpoint:
+        _delete(bad, asked)
+        raise
+    retention = Retention(asked.last, asked.every, asked.best)
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        going, damaged = to_go_of_whole(found, retention, lambda one: _damage(one, progress))
+    _delete([*(one.path for one in going), *bad], asked)
+    if damaged:
+        raise CheckpointError("\n".join([*damaged, "These stay, and do not count as kept."]))
+
+
+def _delete(going: Sequence[Place], asked: Prune) -> None:
     for path in going:
         if asked.dry == "false":
             discard(path)

@@ -28,7 +28,7 @@ MEANING = {
     ExitCode.COMPLETE: "complete, or stopped on request and saved: the same command goes on",
     ExitCode.FAILED: "an error that nobody foresaw; its traceback is printed",
     ExitCode.USER_ERROR: "the configuration, the data or the launch is wrong: starting again will not help",
-    ExitCode.NO_CHECKPOINT: "there are checkpoints, and none of them is whole: somebody must look",
+    ExitCode.NO_CHECKPOINT: "there were checkpoints, and none is whole, or none is there: somebody must look",
     ExitCode.PEER_LOST: "another rank died; its last place is printed: start again",
     ExitCode.HUNG: "nothing moved for too long; reports are in the run folder's hangs/: start again",
     ExitCode.GIVEN_UP: "the guard against bad steps went back in vain: somebody must look",

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from upath import UPath
 
@@ -14,13 +15,14 @@ from deepseek_train.checkpoint.manifest import read_manifest
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.store import newest_good, problem_of
 from deepseek_train.train.build import Job
+from deepseek_train.train.folder import saved_before
 from deepseek_train.train.state import Progress, load_checkpoint, load_weights, other_data
 
 log = logging.getLogger(__name__)
 
 
 class NoGoodCheckpoint(CheckpointError):
-    """There were checkpoints and none is whole: a new beginning must be asked for."""
+    """There were checkpoints and none is whole, or none is seen: a new beginning must be asked for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def begin(job: Job, root: Place) -> Begun:
     taken.
 
     Raises:
-        NoGoodCheckpoint: all are damaged, or there is none and resume=must.
+        NoGoodCheckpoint: all are damaged, or gone, or there is none and resume=must.
         CheckpointError, DataError: it is of another model or of other data.
     """
     config = job.config
@@ -51,6 +53,12 @@ def begin(job: Job, root: Place) -> Begun:
         how = f"resumed from {path} after step {progress.step}, saved by {saved_by}"
         return Begun(progress, wandb_id, how, other_data(job, path))
     bad = on_first(lambda: [str(one) for one in set_aside_in(root)])
+    before = on_first(lambda: saved_before(Path(config.run_dir)))
+    if before and not bad and config.resume != "never":
+        raise NoGoodCheckpoint(
+            f"{before}, and {root} holds no checkpoint now: bring its disk back, or write checkpoint.path=... if they "
+            "were moved. Were they deleted on purpose, start afresh with resume=never."
+        )
     if config.resume == "must" or (bad and config.resume != "never"):
         found = f" ({', '.join(bad)} are damaged)" if bad else ""
         raise NoGoodCheckpoint(

@@ -13,13 +13,14 @@ from upath import UPath
 
 from deepseek_train.checkpoint.finder import CONFIG_FILE
 from deepseek_train.checkpoint.folders import CHECKPOINTS
-from deepseek_train.checkpoint.places import Place
+from deepseek_train.checkpoint.places import Place, is_there
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.data.manifest import TOKENIZER_FILE
 
 METRICS_FILE = "metrics.jsonl"
 HANGS = "hangs"
 OUTCOME_FILE = "outcome"  # how the last session ended; see config.exit_codes
+SAVED_FILE = "saved"  # which checkpoint came last, and where it is
 
 
 class RunFolderFailed(OSError):
@@ -51,7 +52,7 @@ def config_yaml(config: RunConfig) -> str:
 def open_folder(config: RunConfig) -> Path:
     """Makes the run folder. With resume=never an existing run is moved aside."""
     folder = Path(config.run_dir)
-    if config.resume == "never" and (folder / CONFIG_FILE).exists():
+    if config.resume == "never" and any(is_there(folder / name) for name in (CONFIG_FILE, SAVED_FILE)):
         folder.rename(folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME_FILE).unlink(missing_ok=True)  # an earlier session's
@@ -102,6 +103,19 @@ def note_outcome(folder: Path, *, complete: bool, step: int) -> None:
     """For whoever starts runs again: both ways of ending leave with exit code 0."""
     word = "complete" if complete else "stopped"
     (folder / OUTCOME_FILE).write_text(f"{word} after step {step}\n", encoding="utf-8")
+
+
+def note_saved(folder: Path, step: int, path: Place) -> None:
+    """For later sessions: where its checkpoints cannot be seen, a run must not begin anew."""
+    _write(folder / SAVED_FILE, f"step {step} was saved at {path}\n".encode())
+
+
+def saved_before(folder: Path) -> str:
+    """What ``note_saved`` wrote last; empty where the run has no checkpoint yet."""
+    try:
+        return (folder / SAVED_FILE).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def as_json(config: Any) -> Any:

@@ -79,7 +79,7 @@ def train(job: Job, folder: Path) -> None:
     kept = config.checkpoint
     retention = Retention(kept.keep, kept.keep_every, kept.keep_best)
     patience = 0.8 * config.cluster.timeout_seconds  # the others wait in a collective
-    saving = Saving(Saver(root, retention, job.where, patience), kept, observer.say)
+    saving = Saving(Saver(root, retention, job.where, patience), kept, observer.say, observer.saved)
     timeline: tuple[int, Timeline] | None = None
     traced_step = min(TRACED_STEP, steps_to(config, job.layout, progress.tokens))
     finished = stopping = False

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from deepseek_train.checkpoint.places import Place
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.monitor.console import ConsoleSink
 from deepseek_train.monitor.events import Event, record_event
@@ -20,7 +21,7 @@ from deepseek_train.spec.weights import all_weights, count_active_parameters, co
 from deepseek_train.train.batching import microbatches_for
 from deepseek_train.train.device import planned_device
 from deepseek_train.train.expert_plan import plan_experts
-from deepseek_train.train.folder import METRICS_FILE, config_yaml
+from deepseek_train.train.folder import METRICS_FILE, SAVED_FILE, config_yaml, note_saved
 from deepseek_train.train.kernel_plan import plan_kernels
 from deepseek_train.train.state import Progress
 
@@ -50,6 +51,15 @@ class Observer:
             self.say(f"WARNING: {error}; only here it is told:")
         if event.what != "skipped":
             print(f"!!! step {event.step}, {event.what}: {event.why}", flush=True)
+
+    def saved(self, step: int, path: Place) -> None:
+        """Keeps in mind that there is a checkpoint, and where."""
+        if not self.speaks:
+            return
+        try:
+            note_saved(self.folder, step, path)
+        except OSError as error:  # all that matters is saved
+            self.say(f"WARNING: {self.folder / SAVED_FILE} could not be written: {error}")
 
     def report(
         self, progress: Progress, timeline: tuple[int, Timeline] | None, sample: Sample | None

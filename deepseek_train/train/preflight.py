@@ -15,6 +15,7 @@ from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.finder import CONFIG_FILE, candidates
 from deepseek_train.checkpoint.folders import newest
 from deepseek_train.checkpoint.hf_config import CONFIG as HF_CONFIG
+from deepseek_train.checkpoint.places import is_there
 from deepseek_train.config.check import check, of_fallback
 from deepseek_train.config.fallbacks import variants
 from deepseek_train.config.parse import Problem
@@ -156,7 +157,7 @@ def _folder(config: RunConfig) -> list[Problem]:
                 Problem("run_dir", what, "Choose a folder that is yours: run_dir=...", storage_failed(error))
             ]
     try:
-        there = checkpoints_of(config, folder).is_dir()
+        there = is_there(checkpoints_of(config, folder))
     except (ImportError, ValueError, OSError) as error:
         mend = "Name a folder, or a URL that fsspec and its packages here know; null: the run folder's own."
         what = f"{config.checkpoint.path} cannot be looked at: {error}"
@@ -217,7 +218,7 @@ def _init_from(config: RunConfig) -> list[Problem]:
     try:
         if config.resume != "never" and newest(checkpoints_of(config, Path(config.run_dir))) is not None:
             return []
-        if (UPath(config.init_from) / HF_CONFIG).is_file():
+        if is_there(UPath(config.init_from) / HF_CONFIG):
             what = f"{config.init_from} is a folder in Hugging Face's layout"
             convert = (
                 f"deepseek-convert from_hf source={config.init_from} target=FOLDER, and init_from=FOLDER."

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from deepseek_train.checkpoint.errors import CheckpointError
 from deepseek_train.checkpoint.pieces import Snapshot
+from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.saver import Saver
 from deepseek_train.config.schema import CheckpointConfig
 
@@ -14,10 +15,17 @@ _INSIST_SECONDS = (1.0, 4.0, 15.0)  # between attempts of a save that nothing co
 
 
 class Saving:
-    """All methods but ``due``, ``put_off`` and ``writing`` are collective. ``say`` is heard on rank 0."""
+    """All methods but ``due``, ``put_off`` and ``writing`` are collective. ``say`` is heard on rank 0; ``saved`` is
+    told of each checkpoint."""
 
-    def __init__(self, saver: Saver, config: CheckpointConfig, say: Callable[[str], None]) -> None:
-        self._saver, self._config, self._say = saver, config, say
+    def __init__(
+        self,
+        saver: Saver,
+        config: CheckpointConfig,
+        say: Callable[[str], None],
+        saved: Callable[[int, Place], None] = lambda step, path: None,
+    ) -> None:
+        self._saver, self._config, self._say, self._saved = saver, config, say, saved
         self._began = 0.0  # monotonic seconds
         self._stall = 0.0  # seconds the run waited for the save under way
         self.failures = 0  # in a row
@@ -71,6 +79,7 @@ class Saving:
             return
         now = time.monotonic()
         self.failures = 0
+        self._saved(step, path)
         stall = self._stall + now - started
         self._say(f"checkpoint: {path} ({stall:.2f} s waited for, {now - self._began:.1f} s in all)")
 

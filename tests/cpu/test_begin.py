@@ -13,6 +13,7 @@ from deepseek_train.checkpoint.folders import set_aside
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.train import begin as begin_module
 from deepseek_train.train.begin import NoGoodCheckpoint, begin
+from deepseek_train.train.folder import note_saved
 
 
 def job(*overrides: str) -> Any:
@@ -36,6 +37,18 @@ def test_where_all_are_damaged_only_resume_never_begins_anew(tmp_path: Path) -> 
     with pytest.raises(NoGoodCheckpoint, match="step-00000000.bad are damaged"):
         begin(job(), tmp_path)
     assert begin(job("resume=never"), tmp_path).progress.step == 0
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path: Path, resume: str) -> None:
+    """A disk that is not mounted, a moved folder, or somebody who made room: only resume=never begins anew."""
+    run, root = tmp_path / "run", tmp_path / "not mounted"
+    assert begin(job(f"run_dir={run}"), root).progress.step == 0
+    run.mkdir()
+    note_saved(run, 12, root / "step-00000012")
+    with pytest.raises(NoGoodCheckpoint, match="step 12 was saved at .*/not mounted/step-00000012, and"):
+        begin(job(f"run_dir={run}", f"resume={resume}"), root)
+    assert begin(job(f"run_dir={run}", "resume=never"), root).progress.step == 0
 
 
 def test_weights_to_begin_with_are_the_newest_whole_ones(

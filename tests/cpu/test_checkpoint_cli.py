@@ -1,5 +1,6 @@
 """``deepseek-checkpoint`` as a user types it."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,39 @@ def test_prune_says_first_and_does_when_told(run: Path, capsys: pytest.CaptureFi
     assert main([*words, "dry=false"]) == 0
     assert steps(run) == [20, 30, 40]
     assert not list((run / CHECKPOINTS).glob("*.bad"))
+
+
+def test_prune_counts_only_what_is_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest one is damaged: the one before is kept in its stead, and the damaged one stays to be looked at."""
+    torn = run / CHECKPOINTS / "step-00000040" / "rank-00000.safetensors"
+    torn.write_bytes(b"")
+    assert main(["prune", str(run), "last=1", "dry=false"]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("deleted") == 2
+    assert f"{torn} has 0 bytes" in said.err
+    assert steps(run) == [30, 40]
+    (run / CHECKPOINTS / "step-00000030" / "tensors.json").unlink()
+    assert main(["prune", str(run), "last=1", "dry=false"]) == 1
+    assert steps(run) == [30, 40]
+
+
+def test_prune_keeps_the_best_of_what_is_whole(run: Path) -> None:
+    (run / CHECKPOINTS / "step-00000020" / "tensors.json").write_bytes(b"{}")
+    assert main(["prune", str(run), "last=1", "best=1", "dry=false"]) == 1
+    assert steps(run) == [20, 30, 40]
+
+
+def test_where_only_damaged_ones_are_left_they_are_told_and_deleted(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in LOSSES:
+        shutil.rmtree(run / CHECKPOINTS / f"step-{step:08}")
+    assert main(["ls", str(run)]) == 3
+    assert "a file is torn" in capsys.readouterr().out
+    assert main(["prune", str(run), "bad=true"]) == 3
+    assert "would delete" in capsys.readouterr().out
+    assert main(["prune", str(run), "bad=true", "dry=false"]) == 3
+    assert not list((run / CHECKPOINTS).iterdir())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from deepseek_train.checkpoint.folders import Found, new_draft, sweep
 from deepseek_train.checkpoint.index import DTYPES, StoredTensor
 from deepseek_train.checkpoint.manifest import FileRecord, Manifest, read_manifest, write_manifest
 from deepseek_train.checkpoint.plan import Offer, plan_save
-from deepseek_train.checkpoint.retention import Retention, retire
+from deepseek_train.checkpoint.retention import Retention, retire, to_go_of_whole
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.checkpoint.tensor_file import Part, layout_of
 
@@ -245,6 +245,14 @@ def test_stand_ins_go() -> None:
     stand_in = Found(Path("step-00000003.replaced"), 3, {}, superseded=True)
     others = [Found(Path(f"step-{step}"), step, {}) for step in (3, 2)]
     assert Retention(5).to_go([others[0], stand_in, others[1]], others[0].path) == [stand_in]
+
+
+def test_a_stand_in_counts_where_what_took_its_place_is_damaged() -> None:
+    stand_in = Found(Path("step-00000003.replaced"), 3, {}, superseded=True)
+    found = [Found(Path("step-00000003"), 3, {}), stand_in, Found(Path("step-00000002"), 2, {})]
+    going, damaged = to_go_of_whole(found, Retention(1), lambda one: ["torn"] if one == found[0] else [])
+    assert [one.step for one in going] == [2]
+    assert damaged == ["torn"]
 
 
 def test_what_is_being_deleted_is_left_to_whoever_deletes(tmp_path: Path) -> None:

@@ -57,8 +57,14 @@ def find_good_blind(rank: int, ranks: int, root: Path, name: str) -> str:
     """Rank 1 sees nothing of the files called ``name``."""
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            seen = Path.is_file
-            patch.setattr(Path, "is_file", lambda path: path.name != name and seen(path))
+            stat = Path.stat
+
+            def unseen(path: Path, **keywords: Any) -> os.stat_result:
+                if path.name == name:
+                    raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+                return stat(path, **keywords)
+
+            patch.setattr(Path, "stat", unseen)
         return message(lambda: newest_good(root))
 
 
@@ -85,8 +91,6 @@ def test_a_disk_that_does_not_answer_condemns_nothing(
         return stat(path, **keywords)
 
     monkeypatch.setattr(Path, "stat", stale)
-    if name != "manifest.json":
-        monkeypatch.setattr(Path, "is_file", lambda path: path.name == name or os.path.isfile(path))
     text = message(lambda: newest_good(tmp_path))
     monkeypatch.undo()
     assert "Stale file handle" in text

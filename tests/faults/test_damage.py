@@ -55,3 +55,20 @@ def test_where_none_is_good_nothing_is_trained(whole: Path, copied: Path, workpl
     assert "Traceback" not in done.err
     assert (copied / "metrics.jsonl").read_bytes() == before
     assert not [path for path in (copied / "checkpoints").iterdir() if not path.name.endswith(".bad")]
+
+
+def test_where_they_cannot_be_seen_nothing_is_trained(whole: Path, copied: Path, workplace: Path) -> None:
+    (copied / "checkpoints").rename(copied / "unmounted")
+    before = (copied / "metrics.jsonl").read_bytes()
+    done = run(workplace, *SMALL, f"name={copied.name}", "cluster.max_restarts=3")
+    assert done.code == ExitCode.NO_CHECKPOINT
+    assert "step 9 was saved at " in done.err
+    assert "bring its disk back" in done.err
+    assert "resume=never" in done.err
+    assert "starting the ranks again" not in done.err
+    assert (copied / "metrics.jsonl").read_bytes() == before
+    (copied / "unmounted").rename(copied / "checkpoints")
+    done = run(workplace, *SMALL, f"name={copied.name}")
+    assert done.code == 0, done.err
+    assert "step-00000009 after step 9" in done.out
+    assert tensors(copied) == tensors(whole)
