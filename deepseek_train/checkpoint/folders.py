@@ -63,12 +63,12 @@ def sweep(root: Place, step: int) -> None:
 
 def new_draft(root: Place, step: int) -> Place:
     """An empty folder to write a checkpoint into."""
-    root.mkdir(parents=True, exist_ok=True)
     if not isinstance(root, Path):
         last = max((again for at, again in map(_age, _folders(root)) if at == step), default=0)
         folder = root / (f"{_name(step)}.{last + 1}" if last else _name(step))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+    root.mkdir(parents=True, exist_ok=True)
     draft = root / f"{_name(step)}.tmp-{uuid.uuid4().hex[:8]}"
     draft.mkdir()
     return draft

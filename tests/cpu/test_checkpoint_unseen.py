@@ -1,7 +1,8 @@
-"""An object store that does not answer: fsspec's ``exists`` and ``isdir`` say no then, and nothing may follow from it."""
+"""An object store that does not answer: fsspec's ``exists`` and ``isdir`` say no then; nothing may follow from that."""
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,17 +20,15 @@ from deepseek_train.checkpoint.store import newest_good
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.train.begin import begin
 
-ROOT: Place = UPath("memory://bucket/unseen")
 
-
-@pytest.fixture(autouse=True)
-def kept() -> Place:
-    """A store with two checkpoints."""
-    MemoryFileSystem.store.clear()
+@pytest.fixture
+def root(tmp_path: Path) -> Place:
+    """Two checkpoints."""
+    root = UPath(f"memory://unseen/{tmp_path.name}")
     planned = [Planned("w", torch.float32, 2)]
     for step in (1, 2):
-        write_alone(ROOT, step, planned, lambda *_: iter([torch.zeros(2)]), {})
-    return ROOT
+        write_alone(root, step, planned, lambda *_: iter([torch.zeros(2)]), {})
+    return root
 
 
 @pytest.fixture
@@ -49,52 +48,51 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     return fail
 
 
-@pytest.mark.parametrize("calls", [("info", "ls"), ("ls",)])
 def test_a_silent_store_is_not_an_empty_one(
-    silent: Callable[[str, str], None], calls: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    root: Place, silent: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job: Any = SimpleNamespace(config=compose_config(["experiment=tiny"]))
-    for call in calls:
+    for call in ("info", "ls"):
         silent(call, "")
     asked: tuple[Callable[[], object], ...] = (
-        lambda: committed(ROOT),
-        lambda: candidates(ROOT),
-        lambda: new_draft(ROOT, 2),
-        lambda: set_aside_in(ROOT),
+        lambda: committed(root),
+        lambda: candidates(root),
+        lambda: new_draft(root, 2),
+        lambda: set_aside_in(root),
     )
     for ask in asked:
         with pytest.raises((CheckpointUnreadable, OSError), match="Input/output error"):
             ask()
-    for ask in (lambda: newest_good(ROOT), lambda: begin(job, ROOT)):
+    for ask in (lambda: newest_good(root), lambda: begin(job, root)):
         with pytest.raises(StorageFailed, match="Input/output error"):
             ask()
     monkeypatch.undo()
-    assert [one.step for one in committed(ROOT)] == [2, 1]
-    assert newest_good(ROOT) == ROOT / "step-00000002"
+    assert [one.step for one in committed(root)] == [2, 1]
+    assert newest_good(root) == root / "step-00000002"
 
 
 @pytest.mark.parametrize("end", ["safetensors", "tensors.json", "manifest.json"])
 def test_a_file_that_cannot_be_looked_at_condemns_nothing(
-    silent: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, end: str
+    root: Place, silent: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     silent("info", end)
     with pytest.raises(StorageFailed, match=f"{end} cannot be read: Input/output error"):
-        newest_good(ROOT)
-    sweep(ROOT, 2)
+        newest_good(root)
+    sweep(root, 2)
     if end == "manifest.json":
         with pytest.raises(OSError, match="Input/output error"):
-            remove_folder(ROOT / "step-00000001")
+            remove_folder(root / "step-00000001")
     monkeypatch.undo()
-    assert set_aside_in(ROOT) == []
-    assert newest_good(ROOT) == ROOT / "step-00000002"
+    assert set_aside_in(root) == []
+    assert newest_good(root) == root / "step-00000002"
 
 
-def test_what_is_there_and_what_is_not(tmp_path: Any) -> None:
+def test_what_is_there_and_what_is_not(root: Place, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert is_there(ROOT)
-    assert is_there(ROOT / "step-00000001")
-    assert not is_there(ROOT / "step-00000003")
+    assert is_there(root)
+    assert is_there(root / "step-00000001")
+    assert not is_there(root / "step-00000003")
     assert not is_there(tmp_path / "file" / "inside")
-    assert listed(tmp_path / "file") == listed(tmp_path / "none") == listed(ROOT / "none") == []
-    assert sorted(path.name for path in listed(ROOT)) == ["step-00000001", "step-00000002"]
+    assert listed(tmp_path / "file") == listed(tmp_path / "none") == listed(root / "none") == []
+    assert sorted(path.name for path in listed(root)) == ["step-00000001", "step-00000002"]
     assert listed(UPath(f"file://{tmp_path}")) == [UPath(f"file://{tmp_path}/file")]

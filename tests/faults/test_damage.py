@@ -57,7 +57,7 @@ def test_where_none_is_good_nothing_is_trained(whole: Path, copied: Path, workpl
     assert not [path for path in (copied / "checkpoints").iterdir() if not path.name.endswith(".bad")]
 
 
-def test_where_they_cannot_be_seen_nothing_is_trained(whole: Path, copied: Path, workplace: Path) -> None:
+def test_where_they_cannot_be_seen_nothing_begins_anew(whole: Path, copied: Path, workplace: Path) -> None:
     (copied / "checkpoints").rename(copied / "unmounted")
     before = (copied / "metrics.jsonl").read_bytes()
     done = run(workplace, *SMALL, f"name={copied.name}", "cluster.max_restarts=3")
