@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from deepseek_train.checkpoint.places import (
 CHECKPOINTS = "checkpoints"  # the folder of a run's own, in the run folder
 COMMITTED = re.compile(r"step-(\d{1,18})(?:\.(replaced|\d{1,9}))?")
 RETIRED = "tmp-retired"  # what is being deleted, or was when its run was killed
+_BAD = re.compile(r"step-.*\.bad(\.\d{1,9})?")
 _DRAFT = re.compile(rf"step-\d+\.(?!{RETIRED})tmp-.*")
 log = logging.getLogger(__name__)
 
@@ -131,17 +133,15 @@ def set_aside(path: Place, why: str) -> Place:
             (path / f"{NAME}.bad").write_bytes(manifest.read_bytes())
             manifest.unlink()
         return path
-    aside = path.with_name(f"{path.name}.bad")
-    if is_there(aside):
-        remove_folder(aside)
-    return path.rename(aside)
+    names = chain([f"{path.name}.bad"], (f"{path.name}.bad.{again}" for again in count(2)))
+    return path.rename(next(aside for name in names if not is_there(aside := path.with_name(name))))
 
 
 def set_aside_in(root: Place) -> list[Place]:
     """What ``set_aside`` has left."""
     found = listed(root)
     if isinstance(root, Path):
-        return [path for path in found if path.name.startswith("step-") and path.name.endswith(".bad")]
+        return [path for path in found if _BAD.fullmatch(path.name)]
     return [path for path in found if is_there(path / f"{NAME}.bad")]
 
 

@@ -83,7 +83,8 @@ def unknown_key(key: str, candidates: list[str]) -> Problem:
 
 def _dataclass(kind: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     if not isinstance(value, Mapping):
-        mend = f"It has keys of its own: {where}.{next(iter(get_type_hints(kind)))}=..."
+        names = [f"{where}.{name}=..." for name in get_type_hints(kind)]
+        mend = f"It has keys of its own: {', '.join(names[:3] if len(names) < 4 else names[:1])}"
         problems.append(Problem(where, f"expected a group of keys, found {value!r}", mend))
         return _FAILED
     hints = get_type_hints(kind)

@@ -62,8 +62,8 @@ def begin(job: Job, root: Place) -> Begun:
     if config.resume == "must" or (bad and config.resume != "never"):
         found = f" ({', '.join(bad)} are damaged)" if bad else ""
         raise NoGoodCheckpoint(
-            f"no checkpoint in {root} is whole{found}: mend one (why-bad.txt in each says what is wrong), remove them, "
-            f"or start afresh with resume=never."
+            f"no checkpoint in {root} is whole{found}: mend one (why-bad.txt in each says what is wrong) and take .bad "
+            f"off its name, remove them, or start afresh with resume=never."
         )
     if config.init_from is not None:
         path = _whole_at(UPath(config.init_from))

@@ -145,23 +145,26 @@ def _nearest(folder: Path) -> Path:
 
 def _folder(config: RunConfig) -> list[Problem]:
     folder = Path(config.run_dir)
-    for needed in dict.fromkeys(
-        (_nearest(folder), _nearest(folder.absolute().parent))
-    ):  # the lock lies beside it
+    written = {
+        _nearest(folder): "run_dir",
+        _nearest(folder.absolute().parent): "run_dir",
+    }  # the lock lies beside it
+    try:
+        checkpoints = checkpoints_of(config, folder)
+        there = is_there(checkpoints)
+        if config.checkpoint.path and isinstance(checkpoints, Path):
+            written[_nearest(checkpoints)] = "checkpoint.path"
+    except (ImportError, ValueError, OSError) as error:
+        mend = "Name a folder, or a URL that fsspec and its packages here know; null: the run folder's own."
+        what = f"{config.checkpoint.path} cannot be looked at: {error}"
+        return [Problem("checkpoint.path", what, mend, storage_failed(error))]
+    for needed, key in written.items():
         try:
             with tempfile.TemporaryFile(dir=needed):
                 pass
         except OSError as error:
             what = f"cannot write to {needed}: {error.strerror}"
-            return [
-                Problem("run_dir", what, "Choose a folder that is yours: run_dir=...", storage_failed(error))
-            ]
-    try:
-        there = is_there(checkpoints_of(config, folder))
-    except (ImportError, ValueError, OSError) as error:
-        mend = "Name a folder, or a URL that fsspec and its packages here know; null: the run folder's own."
-        what = f"{config.checkpoint.path} cannot be looked at: {error}"
-        return [Problem("checkpoint.path", what, mend, storage_failed(error))]
+            return [Problem(key, what, f"Choose a folder that is yours: {key}=...", storage_failed(error))]
     if config.resume == "never":
         return []
     if not there or not (folder / CONFIG_FILE).is_file():
@@ -184,11 +187,8 @@ def _folder(config: RunConfig) -> list[Problem]:
         ):  # fields that the older run did not know
             unset = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
             before[group] = unset | before[group]
-    for groups in (before, now):
-        for name in (
-            "path",
-            "allow_change",
-        ):  # data may have moved; that it is the same is checked by its hash
+    for groups in (before, now):  # data may have moved; that they are the same is checked by their hash
+        for name in ("path", "allow_change", *(["source"] if config.data.source is None else [])):
             groups["data"].pop(name, None)
     fixed = [group for group in _FIXED_ON_RESUME if group != "data" or not config.data.allow_change]
     changed = [group for group in fixed if before.get(group) != now[group]]
@@ -196,7 +196,8 @@ def _folder(config: RunConfig) -> list[Problem]:
         Problem(
             group,
             f"differs from the run in {folder} ({_difference(before.get(group), now[group])})",
-            "Set it back to go on with that run, use another name=..., or start afresh with resume=never.",
+            "Set it back to go on with that run, use another name=..., or start afresh with resume=never"
+            + (", or go on with other data by data.allow_change=true." if group == "data" else "."),
         )
         for group in changed
     ]

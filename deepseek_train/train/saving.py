@@ -5,7 +5,7 @@ stop only when it has failed many times in a row.
 import time
 from collections.abc import Callable
 
-from deepseek_train.checkpoint.errors import CheckpointError
+from deepseek_train.checkpoint.errors import CheckpointError, StorageFailed
 from deepseek_train.checkpoint.pieces import Snapshot
 from deepseek_train.checkpoint.places import Place
 from deepseek_train.checkpoint.saver import Saver
@@ -95,7 +95,7 @@ class Saving:
                 return
             if pause is not None:
                 time.sleep(pause)
-        raise self._kind(
+        raise StorageFailed(
             f"step {step} could not be saved: make room or mend the disk, and start again from the checkpoint before"
         )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepseek_train.checkpoint.alone import Planned, write_alone
 from deepseek_train.checkpoint.errors import CheckpointError
-from deepseek_train.checkpoint.folders import CHECKPOINTS, new_draft, set_aside
+from deepseek_train.checkpoint.folders import CHECKPOINTS, committed, new_draft, set_aside, set_aside_in
 from deepseek_train.checkpoint.stored import StoredCheckpoint
 from deepseek_train.cli.checkpoint import main
 
@@ -34,6 +34,19 @@ def run(tmp_path: Path) -> Path:
     bad = write_alone(tmp_path / CHECKPOINTS, 50, [Planned("w", torch.float32, 1)], ones, {})
     set_aside(bad, "a file is torn")
     return tmp_path
+
+
+def test_what_was_set_aside_stays_when_its_step_is_set_aside_again(run: Path) -> None:
+    root = run / CHECKPOINTS
+    for other in ("an index is gone", "a manifest is garbled"):
+        set_aside(write_alone(root, 50, [Planned("w", torch.float32, 1)], ones, {}), other)
+    found = {path.name: (path / "why-bad.txt").read_text() for path in set_aside_in(root)}
+    assert found == {
+        "step-00000050.bad": "a file is torn\n",
+        "step-00000050.bad.2": "an index is gone\n",
+        "step-00000050.bad.3": "a manifest is garbled\n",
+    }
+    assert [one.step for one in committed(root)] == [40, 30, 20, 10]
 
 
 def steps(run: Path) -> list[int]:

@@ -51,14 +51,17 @@ def test_a_run_from_before_a_field_existed_goes_on() -> None:
 
 
 def test_the_run_folder_and_what_is_beside_it_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is read-only may be mended; the lock lies beside the folder."""
+    """A disk that is read-only may be mended; the lock lies beside the folder, checkpoints perhaps elsewhere."""
     folder = Path(tiny().run_dir)
     folder.mkdir(parents=True)
+    Path("elsewhere").mkdir()
     for where, error, passes in (
         (folder, errno.EROFS, True),
         (folder.absolute().parent, errno.EROFS, True),
         (folder, errno.EACCES, False),
+        (Path("elsewhere"), errno.ENOSPC, True),
     ):
+        key = "checkpoint.path" if where == Path("elsewhere") else "run_dir"
 
         def refused(dir: Path, where: Path = where, error: int = error) -> contextlib.nullcontext[None]:
             if dir == where:
@@ -66,8 +69,8 @@ def test_the_run_folder_and_what_is_beside_it_can_be_written(monkeypatch: pytest
             return contextlib.nullcontext()
 
         monkeypatch.setattr(tempfile, "TemporaryFile", refused)
-        (problem,) = preflight(tiny(), None)
-        assert (problem.where, problem.storage) == ("run_dir", passes)
+        (problem,) = preflight(tiny("checkpoint.path=elsewhere/ck"), None)
+        assert (problem.where, problem.storage) == (key, passes)
         assert f"cannot write to {where}" in problem.what
 
 
