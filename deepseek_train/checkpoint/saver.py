@@ -1,8 +1,8 @@
 """Saving behind the run: a step waits only for a copy of its state; the files are written by a thread meanwhile.
 
-All that ranks agree on happens in ``begin`` and ``finish``, which all ranks call at the same steps. Whatever touches the
-disk is the thread's: this rank's file, and rank 0's drafts, commits and deletions, one after the other; so every wait for
-a disk that hangs is bounded. At most one save is under way.
+All that ranks agree on happens in ``begin`` and ``finish``, which all ranks call at the same steps. Whatever touches
+the disk is the thread's: this rank's file, and rank 0's drafts, commits and deletions, one after the other; so every
+wait for a disk that hangs is bounded. At most one save is under way.
 """
 
 from collections.abc import Callable, Sequence
@@ -121,8 +121,8 @@ class Saver:
         return final
 
     def settle(self) -> None:
-        """Waits for deletions: rank 0 may look for checkpoints then, and meets none half deleted. Raises StorageFailed on
-        every rank where they do not end."""
+        """Waits for deletions: rank 0 may look for checkpoints then, and meets none half deleted. Raises
+        StorageFailed on every rank where they do not end."""
 
         def deleted() -> None:
             if self._deleting is not None:

@@ -100,8 +100,8 @@ class Saving:
         )
 
     def settle(self) -> None:
-        """Finishes the save under way, if there is one, and waits until what it replaces is gone. Raises StorageFailed on
-        every rank where the disk does not answer."""
+        """Finishes the save under way, if there is one, and waits until what it replaces is gone. Raises
+        StorageFailed on every rank where the disk does not answer."""
         if self.running:
             self.finish()
         self._saver.settle()

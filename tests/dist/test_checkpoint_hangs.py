@@ -43,12 +43,16 @@ class HungDisk:
         return self._original(*arguments)
 
 
+def save(saver: Saver, step: int, state: Snapshot) -> None:
+    saver.begin(step, state)
+    saver.finish()
+    saver.settle()
+
+
 def saved(saver: Saver, step: int) -> bool:
     """Whether it could be; the same on all ranks."""
     try:
-        saver.begin(step, of_value(3.0))
-        saver.finish()
-        saver.settle()
+        save(saver, step, of_value(3.0))
     except StorageFailed:
         return False
     return True
@@ -83,9 +87,7 @@ def test_what_hangs_is_given_up_and_named_and_the_disk_may_come_back(
         disk = HungDisk(monkeypatch, what, where)
     told, at = GIVEN_UP[what]
     with pytest.raises(StorageFailed, match=f"^{told}.* is not done after 0 s: see to the disk"):
-        saver.begin(1, of_value(1.0))
-        saver.finish()
-        saver.settle()
+        save(saver, 1, of_value(1.0))
     assert at in disk.seen[0]
     assert re.search("rank 0 has waited 0 s for the disk: .", capfd.readouterr().err)
     for _ in range(2):
@@ -102,15 +104,10 @@ def hang_on_a_rank(rank: int, ranks: int, root: Path, what: str, which: int) -> 
         saver = Saver(root, Retention(1), patience_seconds=0.5)
         disk = HungDisk(patch, what, Whereabouts.unseen()) if rank == which else None
 
-        def save() -> None:
-            saver.begin(1, snapshot(rank, ranks, 1))
-            saver.finish()
-            saver.settle()
-
-        told.append(message(save))
+        told.append(message(lambda: save(saver, 1, snapshot(rank, ranks, 1))))
         if rank == 0:
             patch.setattr(saver_module, "sweep", lambda *_: told.append("the disk was touched"))
-        told.append(message(save))
+        told.append(message(lambda: saver.begin(2, snapshot(rank, ranks, 2))))
         if disk is not None:
             disk.answers()
             saver.close()
