@@ -1,14 +1,15 @@
 """Saving behind the run: a step waits only for a copy of its state; the files are written by a thread meanwhile.
 
-All that ranks agree on happens in ``begin`` and ``finish``, which all ranks call at the same steps; the thread computes
-checksums and writes this rank's own file, nothing else. At most one save is under way.
+All that ranks agree on happens in ``begin`` and ``finish``, which all ranks call at the same steps. Whatever touches
+the disk is the thread's: this rank's file, and rank 0's drafts, commits and deletions, one after the other; so every
+wait for a disk that hangs is bounded. At most one save is under way.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from deepseek_train.checkpoint.tensor_file import FileLayout, Part, layout_of, w
 from deepseek_train.watch.say import say
 from deepseek_train.watch.whereabouts import Whereabouts
 
-PATIENCE_SECONDS = 480.0  # for this rank's file; less than other ranks wait in a collective
+PATIENCE_SECONDS = 480.0  # for each piece of the thread's work; less than other ranks wait in a collective
 LEAVING_SECONDS = 60.0  # for deletions, when a run ends
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class _Running:
 
 class Saver:
     """Saves all ranks' snapshots in ``root``, a folder that all ranks see. Every method is collective, but for
-    ``writing``, ``settle`` and ``close``.
+    ``writing`` and ``close``.
 
     Host memory: once the size of this rank's state, kept from one save to the next, pinned where the state is on a GPU.
     """
@@ -60,13 +61,13 @@ class Saver:
         self._root, self._retention = root, retention
         self._where, self._patience = where or Whereabouts.unseen(), patience_seconds
         self._thread = Behind(f"rank {own_rank()}")
-        self._late: Future[FileRecord] | None = None  # a file that was given up waiting for
+        self._late: Future[Any] | None = None  # what was given up waiting for
         self._layout = FileLayout((), b"", (), 0)
         self._plan: SavePlan | None = None  # rank 0's, for the offers of these digests
         self._planned: list[str] = []
         self._copies: dict[tuple[str, int], Tensor] = {}
         self._running: _Running | None = None
-        self._retiring: Future[None] | None = None  # rank 0's
+        self._deleting: Future[None] | None = None  # rank 0's: the last of them
 
     @property
     def running(self) -> int | None:
@@ -82,15 +83,15 @@ class Saver:
         """Copies the state and starts to write it as the checkpoint of ``step``.
 
         Raises CheckpointError on every rank when it fails on any: pieces that overlap or leave gaps, replicated tensors
-        or facts that differ between ranks, a disk that is full or not writable. Older checkpoints are as before then.
+        or facts that differ between ranks, a disk that is full, silent or not writable. Older checkpoints are as before
+        then. As long as a disk has not come back that was waited for in vain, it fails at once.
         """
         assert self._running is None, "one save at a time: finish the one before"
         draft = self._agree(step, snapshot)
         written: Future[FileRecord] = Future()
         try:
-            self._raise_if_late()
             tensors = self._copy(snapshot)
-        except (MemoryError, RuntimeError) as error:  # no host memory, no disk: told to all by ``finish``
+        except (MemoryError, RuntimeError) as error:  # no host memory: told to all by ``finish``
             written.set_exception(error)
         else:
             path = draft / file_of(own_rank())
@@ -104,36 +105,34 @@ class Saver:
         running, self._running = self._running, None
         assert running is not None, "nothing was begun"
 
-        def close(files: list[FileRecord]) -> list[Place]:
-            assert self._plan is not None
-            content = index.encode(self._plan.tensors)
-            write_synced(running.draft / index.NAME, content)
-            records = {file_of(rank): record for rank, record in enumerate(files)}
-            manifest = Manifest(
-                running.step, running.snapshot.facts, records | {index.NAME: record_of(content)}
+        def new(files: list[FileRecord]) -> Place:
+            return self._done(
+                f"manifest and rename of {running.draft}", partial(self._commit, running, files)
             )
-            return [commit(running.draft, manifest)] * len(files)
 
         try:
-            final = self._together("checkpoint's files", lambda: self._file(running), close)
-        except CheckpointError:  # on all ranks: nobody writes any more
-            if own_rank() == 0:
-                _remove(running.draft)
+            files = self._together("checkpoint's files", lambda: self._file(running), _to_rank_0)
+            final = self._together("checkpoint's commit", _nothing, lambda all: [new(files)] * len(all))
+        except CheckpointError:
+            self._delete(f"deleting {running.draft}", partial(_remove, running.draft))
             raise
-        if own_rank() == 0:
-            going = partial(retire, self._root, final, self._retention)
-            self._retiring = self._thread.submit(f"deleting old checkpoints in {self._root}", going)
+        going = partial(retire, self._root, final, self._retention)
+        self._delete(f"deleting old checkpoints in {self._root}", going)
         return final
 
     def settle(self) -> None:
-        """Waits for deletions (not collective): rank 0 may look for checkpoints then, and meets none half deleted."""
-        if self._retiring is not None and self._thread.wait(self._retiring, self._patience):
-            self._retiring.result()
-            self._retiring = None
+        """Waits for deletions: rank 0 may look for checkpoints then, and meets none half deleted. Raises
+        StorageFailed on every rank where they do not end."""
+
+        def deleted() -> None:
+            if self._deleting is not None:
+                self._wait("deletions", self._deleting)
+
+        self._together("deletions", deleted, lambda nothings: nothings)
 
     def close(self) -> None:
         """The end: waits for deletions, a while. Not collective; a save under way is given up."""
-        if self._retiring is not None and not self._thread.wait(self._retiring, LEAVING_SECONDS):
+        if self._deleting is not None and not self._thread.wait(self._deleting, LEAVING_SECONDS):
             say(f"rank {own_rank()} leaves without waiting for the disk any longer: {self._thread.doing}")
         self._thread.end()
 
@@ -141,11 +140,32 @@ class Saver:
         """This rank's, once it is written."""
         path = running.draft / file_of(own_rank())
         self._where.at(f"until {path.parent.name}/{path.name} is written")
-        if not self._thread.wait(running.written, self._patience):
-            self._late = running.written
+        return self._wait(f"writing {path}", running.written)
+
+    def _commit(self, running: _Running, files: list[FileRecord]) -> Place:
+        assert self._plan is not None
+        content = index.encode(self._plan.tensors)
+        write_synced(running.draft / index.NAME, content)
+        records = {file_of(rank): record for rank, record in enumerate(files)}
+        manifest = Manifest(running.step, running.snapshot.facts, records | {index.NAME: record_of(content)})
+        return commit(running.draft, manifest)
+
+    def _delete(self, what: str, work: Callable[[], None]) -> None:
+        """On rank 0, behind the run."""
+        if own_rank() == 0:
+            self._deleting = self._thread.submit(what, work)
+
+    def _done(self, what: str, work: Callable[[], T]) -> T:
+        """The result of ``work``, which the thread does now."""
+        self._where.at(what)
+        return self._wait(what, self._thread.submit(what, work))
+
+    def _wait(self, what: str, work: Future[T]) -> T:
+        if not self._thread.wait(work, self._patience):
+            self._late = work
             at = self._thread.doing
-            raise StorageFailed(f"{path} is not written after {self._patience:.0f} s: see to the disk ({at})")
-        return running.written.result()
+            raise StorageFailed(f"{what} is not done after {self._patience:.0f} s: see to the disk ({at})")
+        return work.result()
 
     def _raise_if_late(self) -> None:
         if self._late is not None and not self._late.done():
@@ -176,6 +196,7 @@ class Saver:
         offer: list[Offer] = []
 
         def summary() -> tuple[Summary, str]:
+            self._raise_if_late()
             offer.append(offer_of(snapshot))
             return snapshot.summary(step), offer[0].digest()
 
@@ -185,7 +206,8 @@ class Saver:
 
         if self._together("checkpoint's content", summary, new_plan):
             self._layout = layout_of(self._together("checkpoint's plan", lambda: offer[0], self._make_plan))
-        return self._together("checkpoint's draft", lambda: None, lambda all: [self._draft(step)] * len(all))
+        new = partial(self._done, f"a draft in {self._root}", partial(self._draft, step))
+        return self._together("checkpoint's draft", _nothing, lambda all: [new()] * len(all))
 
     def _make_plan(self, offers: list[Offer]) -> list[tuple[Part, ...]]:
         self._plan, self._planned = plan_save(offers), [offer.digest() for offer in offers]
@@ -223,6 +245,14 @@ class Saver:
         if on_gpu:
             torch.cuda.synchronize()
         return copies
+
+
+def _nothing() -> None:
+    """What ranks do for a piece of rank 0's work."""
+
+
+def _to_rank_0(files: list[FileRecord]) -> list[list[FileRecord]]:
+    return [files, *([] for _ in files[1:])]
 
 
 def _remove(draft: Place) -> None:

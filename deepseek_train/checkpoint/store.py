@@ -30,8 +30,12 @@ def save(root: Place, step: int, snapshot: Snapshot, *, keep: int) -> Place:
     """Write all ranks' snapshots as the checkpoint of ``step`` in ``root`` and wait for it (collective); then all but
     the newest ``keep`` are deleted. Returns its folder. Raises as ``Saver.begin`` does."""
     saver = Saver(root, Retention(keep))
-    saver.begin(step, snapshot)
-    final = saver.finish()
+    try:
+        saver.begin(step, snapshot)
+        final = saver.finish()
+    except CheckpointError:
+        saver.close()
+        raise
     together(saver.close, lambda nothings: nothings)
     return final
 

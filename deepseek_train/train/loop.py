@@ -103,6 +103,7 @@ def train(job: Job, folder: Path) -> None:
             job.where.phase("agreement to go on")
             asked, writing = any_rank(job.place.device, stop.asked, saving.writing)
             if saving.running and not writing:
+                job.where.phase("saving", long=True)
                 saving.finish()
             finished = progress.tokens >= config.train.total_tokens
             # While steps are being skipped a checkpoint would only push out the one to go back to: a few steps' wait.

@@ -15,8 +15,8 @@ _INSIST_SECONDS = (1.0, 4.0, 15.0)  # between attempts of a save that nothing co
 
 
 class Saving:
-    """All methods but ``due``, ``put_off`` and ``writing`` are collective. ``say`` is heard on rank 0; ``saved`` is
-    told of each checkpoint."""
+    """All methods but ``due``, ``put_off``, ``writing`` and ``close`` are collective. ``say`` is heard on rank 0;
+    ``saved`` is told of each checkpoint."""
 
     def __init__(
         self,
@@ -100,7 +100,8 @@ class Saving:
         )
 
     def settle(self) -> None:
-        """Finishes the save under way, if there is one, and waits until what it replaces is gone."""
+        """Finishes the save under way, if there is one, and waits until what it replaces is gone. Raises
+        StorageFailed on every rank where the disk does not answer."""
         if self.running:
             self.finish()
         self._saver.settle()

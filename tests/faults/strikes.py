@@ -33,6 +33,11 @@ def sleep(_job: object) -> None:
     time.sleep(600)
 
 
+def nap(_job: object) -> None:
+    """A disk that is slow: longer than a step may be silent, shorter than a save may."""
+    time.sleep(6)
+
+
 def ask(_job: object) -> None:
     """Slurm's warning, to one rank alone."""
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -103,6 +108,6 @@ def remount(how: str) -> None:
         time.sleep(0.1)  # an old checkpoint is being deleted
 
 
-ALL = kill, stop, hog, sleep, ask, wait, nan, flip, clock, memory, fill, empty, readonly, writable
+ALL = kill, stop, hog, sleep, nap, ask, wait, nan, flip, clock, memory, fill, empty, readonly, writable
 STRIKES: dict[str, Callable[[Job], None]] = {strike.__name__: strike for strike in ALL}
 ALWAYS = {"nan"}  # a run that comes back to that step, to that data, meets it again

@@ -13,6 +13,7 @@ from tests.faults.commands import SMALL, Done, numbers, run, tensors, until, wri
 
 FAULTS = (
     "kill forward 1 3",
+    "nap rename 0 3",
     "stop optimizer 0 4",
     "hog forward 1 5",
     "sleep save 0 6",
@@ -52,6 +53,7 @@ def test_killed_ranks_are_named_with_their_step(faulty: Done) -> None:
 
 
 def test_hangs_are_named_by_rank_condition_and_phase(faulty: Done, workplace: Path) -> None:
+    assert (workplace / "struck-faulty-nap-rename-3").exists()  # a slow commit is none
     causes = re.findall(
         r"^The cause: rank (\d) \(pid \d+\) is (\w+).* at step (\d), ([^;,.]*)", faulty.err, re.MULTILINE
     )
