@@ -145,10 +145,8 @@ def _nearest(folder: Path) -> Path:
 
 def _folder(config: RunConfig) -> list[Problem]:
     folder = Path(config.run_dir)
-    written = {
-        _nearest(folder): "run_dir",
-        _nearest(folder.absolute().parent): "run_dir",
-    }  # the lock lies beside it
+    # The run's lock lies beside its folder.
+    written = {_nearest(one): "run_dir" for one in (folder, folder.absolute().parent)}
     try:
         checkpoints = checkpoints_of(config, folder)
         there = is_there(checkpoints)

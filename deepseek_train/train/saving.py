@@ -33,7 +33,6 @@ class Saving:
             None  # from this step on: a save that failed, or was put off, is made up for
         )
         self._insisting = False
-        self._kind = CheckpointError  # of the last failure
 
     @property
     def running(self) -> bool:
@@ -55,7 +54,7 @@ class Saving:
 
     def begin(self, step: int, snapshot: Callable[[], Snapshot]) -> None:
         """Starts to save; waits for the save under way first, if there is one. A failure is told and counted. Raises
-        CheckpointError after ``max_failures`` in a row."""
+        StorageFailed after ``max_failures`` in a row."""
         if self.running:
             self._say(f"checkpoint of step {self._saver.running} is still being written: step {step} waits")
             self.finish()
@@ -84,7 +83,7 @@ class Saving:
         self._say(f"checkpoint: {path} ({stall:.2f} s waited for, {now - self._began:.1f} s in all)")
 
     def insist(self, step: int, snapshot: Callable[[], Snapshot]) -> None:
-        """Saves and waits for it, several times if need be, however many have failed before. Raises CheckpointError
+        """Saves and waits for it, several times if need be, however many have failed before. Raises StorageFailed
         where all fail."""
         self._insisting = True
         for pause in (*_INSIST_SECONDS, None):
@@ -110,11 +109,11 @@ class Saving:
         self._saver.close()
 
     def _failed(self, step: int, error: CheckpointError) -> None:
-        self.failures, self._kind = self.failures + 1, type(error)
+        self.failures += 1
         self._again = step + 2 ** min(self.failures - 1, 10)
         most = self._config.max_failures
         self._say(f"WARNING: step {step} was not saved (failure {self.failures} of {most} in a row): {error}")
         if self.failures >= most and not self._insisting:
-            raise self._kind(
+            raise StorageFailed(
                 f"{self.failures} saves in a row failed, so the run stops (checkpoint.max_failures); the last: {error}"
             )

@@ -94,20 +94,12 @@ def empty(_job: Job) -> None:
 
 
 def readonly(_job: Job) -> None:
-    remount("ro")
-
-
-def writable(_job: Job) -> None:
-    remount("rw")
-
-
-def remount(how: str) -> None:
-    """The last of ``DISKS``."""
+    """The last of ``DISKS`` is read-only from now on."""
     last = os.environ["DISKS"].rpartition(",")[2]
-    while subprocess.run(["mount", "-o", f"remount,{how}", last], check=False).returncode:
+    while subprocess.run(["mount", "-o", "remount,ro", last], check=False).returncode:
         time.sleep(0.1)  # an old checkpoint is being deleted
 
 
-ALL = kill, stop, hog, sleep, nap, ask, wait, nan, flip, clock, memory, fill, empty, readonly, writable
+ALL = kill, stop, hog, sleep, nap, ask, wait, nan, flip, clock, memory, fill, empty, readonly
 STRIKES: dict[str, Callable[[Job], None]] = {strike.__name__: strike for strike in ALL}
 ALWAYS = {"nan"}  # a run that comes back to that step, to that data, meets it again
