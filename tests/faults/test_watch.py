@@ -57,7 +57,8 @@ def test_hangs_are_named_by_rank_condition_and_phase(faulty: Done, workplace: Pa
     causes = re.findall(
         r"^The cause: rank (\d) \(pid \d+\) is (\w+).* at step (\d), ([^;,.]*)", faulty.err, re.MULTILINE
     )
-    assert causes == [
+    # Of a rank that is stuck both may tell: it itself, and its sibling in the same moment.
+    assert list(dict.fromkeys(causes)) == [
         ("0", "frozen", "4", "optimizer"),
         ("1", "frozen", "5", "forward and backward"),
         ("0", "stuck", "6", "saving"),
