@@ -31,7 +31,8 @@ from deepseek_train.schedule.catalog import make_schedule
 from deepseek_train.spec.stages import split_layers
 from deepseek_train.spec.weights import all_weights
 
-LR, GAMMA, ALPHA = 5e-5, 1e-3, 1e-4  # learning rate, speed of router biases, weight of the balance loss
+# Learning rate (with 5e-5 the fifth step is a spike), speed of router biases, weight of the balance loss.
+LR, GAMMA, ALPHA = 1e-5, 1e-3, 1e-4
 _FLAT = CurveConfig(1.0)
 OPTIM = OptimConfig(lr=_FLAT, batch_size=_FLAT, balance_speed=_FLAT, mtp_weight=_FLAT)
 CONFIGS = Path(__file__).parents[2] / "configs"

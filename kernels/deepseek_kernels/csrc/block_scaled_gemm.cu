@@ -4,13 +4,16 @@
 // A block computes a tile of 128 rows and kColumns columns: 128, 192 or 256. One thread copies operands into a ring of stages; two
 // warpgroups multiply, each its 64 rows: four matrix instructions add up the 128 elements of a scale tile, whose sum is then
 // promoted to FP32 registers while the other warpgroup's instructions run. Two blocks form a cluster: their tiles lie
-// one below the other and share B, of which each copies one half for both, as long as they are of one expert. Reading
-// from L2 is what bounds these products: 256 columns and the shared B come to 16 KiB for a tile of 128 x 128 x 128.
+// one below the other and share B, of which each copies one half for both, as long as they are of one expert. Wide tiles and one
+// product as wide as they are read least of L2 and of shared memory; registers end at 192 columns, so that 256 are two products.
 #include <dlfcn.h>
 
 #include "hopper.cuh"
+#include "results.cuh"
 
 namespace {
+
+using results::Output, results::kStoreBf16, results::kStoreFp32, results::kAddFp32;
 
 constexpr int kTile = 128;      // of M, N and K
 constexpr int kCluster = 2;     // blocks that share B
@@ -18,13 +21,6 @@ constexpr int kWarps = 8;       // that multiply
 constexpr int kBand = 4;        // pairs of tiles of M that are worked on together, so that their operands stay in L2
 constexpr int kOperandBytes = kTile * kTile;
 constexpr int kCopiers = 128;   // threads beside them, of which one copies
-
-enum Output { kStoreBf16, kStoreFp32, kAddFp32 };
-
-// Results leave a warp's registers in pieces of 16 rows: of BF16 64 columns, of FP32 128; with as much beside a row that no
-// bank of shared memory is asked twice at once.
-template <Output kOutput>
-constexpr int kPitch = kOutput == kAddFp32 ? 4 * kTile + 32 : kTile + 16;
 
 struct Problem {
   int m, n;               // of C
@@ -45,9 +41,9 @@ struct Shared {
     uint8_t a[kOperandBytes];
     uint8_t b[kColumns * kTile];
   } stages[kStages];
+  uint8_t results[kWarps][results::kBytes<kOutput, kColumns>];  // of each warp, on their way out
   float a_scales[kStages][kTile];
-  float b_scales[kRowsB ? kStages : 1][kColumns];
-  uint8_t results[kWarps][16 * kPitch<kOutput>];  // of each warp, on their way out
+  float b_scales[kRowsB ? kStages : 1][kRowsB ? kColumns : 1];
   uint64_t full[kStages], empty[kStages];
 };
 
@@ -118,76 +114,9 @@ __device__ void copy_operands(const Problem& p, Shared<kRowsB, kOutput, kColumns
   }
 }
 
-// A warp's 16 x 128 (or 64) sums as BF16, 64 columns at a time, turned in shared memory so that a row leaves in pieces of 16
-// bytes.
-template <int kCount>
-__device__ __forceinline__ void store_bf16(const Problem& p, const float (&sum)[kCount], uint8_t* results, int row, int column,
-                                           int lane) {
-  constexpr int kRow = kPitch<kStoreBf16>;
-  auto* c = static_cast<__nv_bfloat16*>(p.c);
-#pragma unroll
-  for (int side = 0; side < kCount / 32; ++side) {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      uint8_t* to = results + (lane / 4 + i % 2 * 8) * kRow + (i / 2 * 8 + lane % 4 * 2) * 2;
-      const int from = 32 * side + 2 * i;
-      *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(sum[from], sum[from + 1]);
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int r = i * 4 + lane / 8, at = column + side * 64 + lane % 8 * 8;
-      const uint8_t* from = results + r * kRow + lane % 8 * 16;
-      if (row + r >= p.m) continue;
-      __nv_bfloat16* to = c + static_cast<int64_t>(row + r) * p.n + at;
-      if (p.n % 8 == 0) {
-        if (at < p.n) *reinterpret_cast<int4*>(to) = *reinterpret_cast<const int4*>(from);
-      } else {
-        for (int e = 0; e < 8 && at + e < p.n; ++e) to[e] = reinterpret_cast<const __nv_bfloat16*>(from)[e];
-      }
-    }
-    __syncwarp();
-  }
-}
-
-template <bool kAdd, int kCount>
-__device__ __forceinline__ void store_fp32(const Problem& p, const float (&sum)[kCount], int64_t base, int row, int column,
-                                           int lane) {
-  float* c = static_cast<float*>(p.c) + base;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const int r = row + lane / 4 + i / 2 % 2 * 8, at = column + i / 4 * 8 + lane % 4 * 2 + i % 2;
-    if (r >= p.m || at >= p.n) continue;
-    float* to = c + static_cast<int64_t>(r) * p.n + at;
-    *to = kAdd ? *to + sum[i] : sum[i];
-  }
-}
-
-// A warp's 16 x 128 sums, added to FP32 by the copy engine while the warp goes on to its next tile.
-__device__ __forceinline__ void add_fp32(const Problem& p, const float (&sum)[64], uint8_t* results, int64_t base, int row,
-                                         int column, int lane) {
-  constexpr int kRow = kPitch<kAddFp32>;
-  if (p.n % 4 || reinterpret_cast<uintptr_t>(p.c) % 16)  // the engine moves 16 bytes
-    return store_fp32<true>(p, sum, base, row, column, lane);
-  hopper::add_rows_read();  // of what was added before
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 32; ++i) {
-    uint8_t* to = results + (lane / 4 + i % 2 * 8) * kRow + (i / 2 * 8 + lane % 4 * 2) * 4;
-    *reinterpret_cast<float2*>(to) = make_float2(sum[2 * i], sum[2 * i + 1]);
-  }
-  hopper::show_to_copies();
-  __syncwarp();
-  const int columns = min(kTile, p.n - column);
-  if (lane < 16 && row + lane < p.m && columns > 0)
-    hopper::add_row(static_cast<float*>(p.c) + base + static_cast<int64_t>(row + lane) * p.n + column,
-                    results + lane * kRow, columns * sizeof(float));
-  hopper::add_rows_commit();
-}
-
-// Starts the product of a stage's operands, whose copies have arrived; of B the rows from `first` on.
+// part = a warpgroup's rows of A in a stage times rows of B from `first` on.
 template <class S, int kCount>
-__device__ __forceinline__ void start(S& s, int at, int group, int first, float (&part)[kCount]) {
+__device__ __forceinline__ void multiply(S& s, int at, int group, int first, float (&part)[kCount]) {
   using namespace hopper;
   const uint64_t a = descriptor(shared_address(s.stages[at].a) + group * 64 * kTile);
   const uint64_t b = descriptor(shared_address(s.stages[at].b) + first * kTile);
@@ -196,108 +125,123 @@ __device__ __forceinline__ void start(S& s, int at, int group, int first, float 
 #pragma unroll
   for (int step = 0; step < 4; ++step) product(part, a + step * 2, b + step * 2, step);  // 32 bytes further each
   products_commit();
+  products_wait<0>();
+  hold(part);
 }
 
-// sum += part, scaled. `across`: scales of the columns in shared memory, or `scale`, of the block of B.
-template <bool kRowsB, int kCount>
-__device__ __forceinline__ void promote(float (&part)[kCount], float (&sum)[kCount], float upper, float lower, float scale,
-                                        const float* across, int lane) {
-  hopper::hold(part);
-  if constexpr (!kRowsB) upper *= scale, lower *= scale;
-#pragma unroll
-  for (int j = 0; j < kCount / 4; ++j) {
-    float2 u = {upper, upper}, l = {lower, lower};
-    if constexpr (kRowsB) {
-      const float2 c = *reinterpret_cast<const float2*>(across + j * 8 + lane % 4 * 2);
-      u.x *= c.x, u.y *= c.y, l.x *= c.x, l.y *= c.y;
-    }
-    sum[4 * j] += part[4 * j] * u.x, sum[4 * j + 1] += part[4 * j + 1] * u.y;
-    sum[4 * j + 2] += part[4 * j + 2] * l.x, sum[4 * j + 3] += part[4 * j + 3] * l.y;
-  }
-}
+// Scales of B by its blocks, for the columns of a tile from `first` on: of the first 64, the next 64 and, in tiles of 192, the last.
+template <int kColumns>
+struct BlockScales {
+  const float *first, *last;  // along K
+  bool second;                // whose the second 64 columns are
 
-// One of the one or two products of a tile, whose columns have one block's scale where B is scaled by blocks: 128 columns, then
-// the rest. A tile of 192 columns that begins in the middle of a block has its 64 first.
-template <int kColumns, int kCount>
-struct Part {
-  float sum[kCount] = {};
-  int first;            // column in the tile
-  const float* scales;  // of its block of B along K
-
-  __device__ Part(const Problem& p, const Work& w, bool narrow) {
-    const bool odd = kColumns == 192 && w.tile_n % 2;
-    first = narrow ? (odd ? 0 : kTile) : (odd ? 64 : 0);
-    const int last = p.b_rows / kTile - 1, block = min((w.tile_n * kColumns + first) / kTile, last);
-    scales = p.b_scales + static_cast<int64_t>(w.expert * (last + 1) + block) * p.k_tiles;
+  __device__ BlockScales(const Problem& p, const Work& w, int column) {
+    const int blocks = p.b_rows / kTile;
+    const float* expert = p.b_scales + static_cast<int64_t>(w.expert) * blocks * p.k_tiles;
+    const int from = (w.tile_n * kColumns + column) / kTile;  // beyond the last there is nothing: any will do
+    first = expert + min(from, blocks - 1) * static_cast<int64_t>(p.k_tiles);
+    last = expert + min(from + 1, blocks - 1) * static_cast<int64_t>(p.k_tiles);
+    second = w.tile_n % 2;
   }
 
-  template <bool kRowsB, class S>
-  __device__ __forceinline__ void add(S& s, int at, int group, int k, float upper, float lower, bool done, int lane) {
-    float scale = 0.0f, part[kCount];
-    if constexpr (!kRowsB) scale = __ldg(scales + k);
-    start(s, at, group, first, part);
-    hopper::products_wait<0>();
-    if (!kRowsB && done) release(s, at, lane);
-    promote<kRowsB>(part, sum, upper, lower, scale, s.b_scales[kRowsB ? at : 0] + first, lane);
-    if (kRowsB && done) release(s, at, lane);
-  }
-
-  // The stage has served: those who copy, in both blocks, may have it.
-  template <class S>
-  static __device__ __forceinline__ void release(S& s, int at, int lane) {
-    __syncwarp();
-    if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
-  }
-
-  template <Output kOutput>
-  __device__ __forceinline__ void store(const Problem& p, const Work& w, uint8_t* results, int row_in_tile, int lane) {
-    const int row = w.tile_m * kTile + row_in_tile, column = w.tile_n * kColumns + first;
-    if constexpr (kOutput == kStoreBf16) {
-      store_bf16(p, sum, results, row, column, lane);
-    } else if constexpr (kOutput == kStoreFp32) {
-      store_fp32<false>(p, sum, 0, row, column, lane);
+  template <int kCount>
+  __device__ __forceinline__ void at(int k, float (&scales)[kCount]) const {
+    scales[0] = __ldg(first + k);
+    if constexpr (kCount == 2) {
+      scales[1] = scales[0];
     } else {
-      const int64_t base = p.starts ? static_cast<int64_t>(w.expert) * p.m * p.n : 0;
-      add_fp32(p, sum, results, base, row, column, lane);
+      scales[2] = __ldg(last + k);
+      scales[1] = second ? scales[2] : scales[0];
     }
   }
 };
 
+// sum += part, scaled by A's scales of two rows and B's of blocks, one for 64 columns each.
+template <int kCount>
+__device__ __forceinline__ void promote(const float (&part)[kCount], float (&sum)[kCount], float upper, float lower,
+                                        const float (&blocks)[kCount / 32]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] += part[i] * ((i % 4 < 2 ? upper : lower) * blocks[i / 32]);
+}
+
+// The same by B's scales of columns, in shared memory.
+template <int kCount>
+__device__ __forceinline__ void promote(const float (&part)[kCount], float (&sum)[kCount], float upper, float lower,
+                                        const float* columns, int lane) {
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const float2 c = *reinterpret_cast<const float2*>(columns + j * 8 + lane % 4 * 2);
+    sum[4 * j] += part[4 * j] * (upper * c.x), sum[4 * j + 1] += part[4 * j + 1] * (upper * c.y);
+    sum[4 * j + 2] += part[4 * j + 2] * (lower * c.x), sum[4 * j + 3] += part[4 * j + 3] * (lower * c.y);
+  }
+}
+
+// The stage has served: those who copy, in both blocks, may have it.
+template <class S>
+__device__ __forceinline__ void release(S& s, int at, int lane) {
+  __syncwarp();
+  if (lane < kCluster) hopper::barrier_arrive_at(&s.empty[at], lane);
+}
+
+// A warpgroup's sums are 64 rows of a tile: of at most 192 columns by one product, of 256 by two, one after the other.
 template <bool kRowsB, Output kOutput, int kColumns>
-__device__ void multiply(const Problem& p, Shared<kRowsB, kOutput, kColumns>& s) {
+__device__ void multiply_all(const Problem& p, Shared<kRowsB, kOutput, kColumns>& s, const CUtensorMap* c) {
   using namespace hopper;
   constexpr int kStages = Shared<kRowsB, kOutput, kColumns>::kStages;
-  constexpr bool kTwo = kColumns > kTile;
+  constexpr int kProducts = kColumns == 256 ? 2 : 1, kWidth = kColumns / kProducts, kCount = kWidth / 2;
   const int rank = cluster_rank(), lane = threadIdx.x % 32, warp = (threadIdx.x - kCopiers) / 32;
   const int group = warp / 4, row_in_tile = warp * 16;  // the first warpgroup has rows 0 to 63
   int count = 0;
   for (int index = blockIdx.x / kCluster; index < pieces(p); index += gridDim.x / kCluster) {
     const Work w = work_at(p, index, rank);
     if (w.first_k == w.last_k) continue;  // an expert without rows
-    Part<kColumns, 64> wide(p, w, false);
-    Part<kColumns, kTwo ? (kColumns - kTile) / 2 : 32> rest(p, w, true);
+    const BlockScales<kColumns> blocks[2] = {{p, w, 0}, {p, w, kTile}};  // of 256 columns both, else the first
+    float sum[kProducts][kCount] = {};
     for (int k = w.first_k; k < w.last_k; ++k, ++count) {
       const int at = count % kStages;
       barrier_wait(&s.full[at], count / kStages & 1);
       const float upper = s.a_scales[at][row_in_tile + lane / 4], lower = s.a_scales[at][row_in_tile + lane / 4 + 8];
-      wide.template add<kRowsB>(s, at, group, k, upper, lower, !kTwo, lane);
-      if constexpr (kTwo) rest.template add<kRowsB>(s, at, group, k, upper, lower, true, lane);
+#pragma unroll
+      for (int i = 0; i < kProducts; ++i) {
+        const bool done = i == kProducts - 1;
+        float part[kCount], scales[kCount / 32];
+        if constexpr (!kRowsB) blocks[i].at(k, scales);
+        multiply(s, at, group, i * kWidth, part);
+        if constexpr (kRowsB) {
+          promote(part, sum[i], upper, lower, s.b_scales[at] + i * kWidth, lane);
+          if (done) release(s, at, lane);
+        } else {
+          if (done) release(s, at, lane);
+          promote(part, sum[i], upper, lower, scales);
+        }
+      }
     }
-    wide.template store<kOutput>(p, w, s.results[warp], row_in_tile, lane);
-    if constexpr (kTwo) rest.template store<kOutput>(p, w, s.results[warp], row_in_tile, lane);
+#pragma unroll
+    for (int i = 0; i < kProducts; ++i) {
+      const results::Target to{p.c, c, p.m, p.n, w.tile_m * kTile + row_in_tile, w.tile_n * kColumns + i * kWidth};
+      if constexpr (kOutput == kStoreBf16) {
+        results::store_bf16<results::kBoxes<kColumns>>(to, sum[i], s.results[warp], lane);
+      } else if constexpr (kOutput == kStoreFp32) {
+        results::store<false>(to, static_cast<float*>(p.c), sum[i], lane);
+      } else {
+        const int64_t base = p.starts ? static_cast<int64_t>(w.expert) * p.m * p.n : 0;
+        results::add_fp32(to, static_cast<float*>(p.c) + base, sum[i], s.results[warp], lane);
+      }
+    }
   }
-  add_rows_done();
+  writes_done();
 }
 
 template <bool kRowsB, Output kOutput, int kColumns>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kCopiers + 32 * kWarps, 1)
     block_scaled_gemm(const __grid_constant__ Problem p, const __grid_constant__ CUtensorMap a,
                       const __grid_constant__ CUtensorMap b, const __grid_constant__ CUtensorMap a_scales,
-                      const __grid_constant__ CUtensorMap b_scales) {
+                      const __grid_constant__ CUtensorMap b_scales, const __grid_constant__ CUtensorMap c) {
   extern __shared__ __align__(1024) uint8_t memory[];
   using S = Shared<kRowsB, kOutput, kColumns>;
   S& s = *reinterpret_cast<S*>(memory);
   if (threadIdx.x == 0) {
+    hopper::expect_boxes_of(&a), hopper::expect_boxes_of(&b), hopper::expect_boxes_of(&a_scales);
     for (int i = 0; i < S::kStages; ++i) {
       hopper::barrier_init(&s.full[i], 1);
       hopper::barrier_init(&s.empty[i], kCluster * kWarps);
@@ -310,7 +254,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kCopiers + 32
     if (threadIdx.x == 0) copy_operands<kRowsB, kOutput, kColumns>(p, s, &a, &b, &a_scales, &b_scales);
   } else {
     hopper::more_registers<232>();
-    multiply<kRowsB, kOutput, kColumns>(p, s);
+    multiply_all<kRowsB, kOutput, kColumns>(p, s, &c);
   }
   __syncwarp();
   hopper::cluster_sync();  // no block leaves while its neighbour may still signal it
@@ -320,30 +264,30 @@ using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*
                             const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-// A row-major matrix of which boxes of box_rows x 128 elements are copied.
-bool describe(Encode encode, CUtensorMap* map, bool fp8, const void* data, uint64_t rows, uint64_t columns,
+// A row-major matrix of which boxes are copied, with rows of 128 bytes in shared memory, or of 128 scales.
+bool describe(Encode encode, CUtensorMap* map, CUtensorMapDataType type, const void* data, uint64_t rows, uint64_t columns,
               uint32_t box_rows) {
-  const cuuint64_t size[2] = {columns, rows}, pitch[1] = {columns * (fp8 ? 1 : 4)};
-  const cuuint32_t box[2] = {kTile, box_rows}, step[2] = {1, 1};
-  return encode(map, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, const_cast<void*>(data),
-                size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                fp8 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+  const uint32_t bytes = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 ? 2 : 1;
+  const cuuint64_t size[2] = {columns, rows}, pitch[1] = {columns * bytes};
+  const cuuint32_t box[2] = {bytes == 2 ? kTile / 2u : kTile, box_rows}, step[2] = {1, 1};
+  return encode(map, type, 2, const_cast<void*>(data), size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                bytes == 4 ? CU_TENSOR_MAP_SWIZZLE_NONE : CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <bool kRowsB, Output kOutput, int kColumns>
-cudaError_t launch_as(const Problem& p, const CUtensorMap (&maps)[4], int blocks, cudaStream_t stream) {
+cudaError_t launch_as(const Problem& p, const CUtensorMap (&maps)[5], int blocks, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Shared<kRowsB, kOutput, kColumns>);
   static_assert(kBytes <= 232448, "more shared memory than a block has");
   const auto kernel = block_scaled_gemm<kRowsB, kOutput, kColumns>;
   const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (set != cudaSuccess) return set;
-  kernel<<<blocks, kCopiers + 32 * kWarps, kBytes, stream>>>(p, maps[0], maps[1], maps[2], maps[3]);
+  kernel<<<blocks, kCopiers + 32 * kWarps, kBytes, stream>>>(p, maps[0], maps[1], maps[2], maps[3], maps[4]);
   return cudaGetLastError();
 }
 
 template <bool kRowsB, Output kOutput>
-cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int columns, int blocks, cudaStream_t stream) {
+cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[5], int columns, int blocks, cudaStream_t stream) {
   if constexpr (!kRowsB)
     if (columns == 192) return launch_as<kRowsB, kOutput, 192>(p, maps, blocks, stream);
   return columns == 256 ? launch_as<kRowsB, kOutput, 256>(p, maps, blocks, stream)
@@ -354,8 +298,8 @@ cudaError_t launch(const Problem& p, const CUtensorMap (&maps)[4], int columns, 
 int columns_for(int pairs_m, int n, int experts, int clusters, bool rows_b) {
   const struct {
     int columns;
-    double cost;  // of a round, as measured on an H200
-  } widths[] = {{256, 1.6}, {192, 1.42}, {128, 1.0}};
+    double cost;  // of a round, as measured on an H100
+  } widths[] = {{256, 1.76}, {192, 1.355}, {128, 1.0}};
   int best = 0;
   double least = 0;
   for (const auto& [columns, cost] : widths) {
@@ -385,13 +329,16 @@ extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, 
   if (!columns) columns = columns_for(pairs_m, n, cuts, blocks / kCluster, rows_b);
   const int tiles_n = (n + columns - 1) / columns;
   const Problem p{m, n, pairs_m, tiles_n, k / kTile, b_rows, experts, b_scales, tile_expert, starts, c};
-  CUtensorMap maps[4];
+  CUtensorMap maps[5];
+  constexpr auto kFp8 = CU_TENSOR_MAP_DATA_TYPE_UINT8, kFp32 = CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   const uint64_t rows_of_b = rows_b ? n : static_cast<uint64_t>(experts) * b_rows;
-  bool good = describe(encode, &maps[0], true, a, m, k, kTile) &&
-              describe(encode, &maps[1], true, b, rows_of_b, k, columns / kCluster) &&
-              describe(encode, &maps[2], false, a_scales, k / kTile, (m + 3) / 4 * 4, 1);
-  maps[3] = maps[2];
-  if (rows_b) good = good && describe(encode, &maps[3], false, b_scales, k / kTile, (n + 3) / 4 * 4, 1);
+  bool good = describe(encode, &maps[0], kFp8, a, m, k, kTile) &&
+              describe(encode, &maps[1], kFp8, b, rows_of_b, k, columns / kCluster) &&
+              describe(encode, &maps[2], kFp32, a_scales, k / kTile, (m + 3) / 4 * 4, 1);
+  maps[3] = maps[4] = maps[2];
+  if (rows_b) good = good && describe(encode, &maps[3], kFp32, b_scales, k / kTile, (n + 3) / 4 * 4, 1);
+  if (output == kStoreBf16 && results::boxes_reach(c, n))
+    good = good && describe(encode, &maps[4], CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, c, m, n, results::kRows);
   if (!good) return -2;
   blocks = min(blocks / kCluster * kCluster, pairs_m * tiles_n * cuts * kCluster);
   const auto s = static_cast<cudaStream_t>(stream);

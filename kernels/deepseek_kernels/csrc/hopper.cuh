@@ -50,6 +50,11 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 
 // ---- tensor memory accelerator: boxes of global matrices into shared memory; what lies outside arrives as zeros
 
+// Has the description of a matrix at hand when its first box is copied.
+__device__ __forceinline__ void expect_boxes_of(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 __device__ __forceinline__ void load_box(const CUtensorMap* map, uint64_t* barrier, void* to, int x, int y) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
@@ -77,13 +82,24 @@ __device__ __forceinline__ void add_row(void* to, const void* from, uint32_t byt
                "r"(shared_address(from)), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void add_rows_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until what this thread adds has been read from shared memory.
-__device__ __forceinline__ void add_rows_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-// Until all of it has been added.
-__device__ __forceinline__ void add_rows_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+// A box of shared memory to a global matrix; what lies outside is left out.
+__device__ __forceinline__ void write_box(const CUtensorMap* map, const void* from, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(shared_address(from)), "r"(x), "r"(y)
+               : "memory");
+}
 
-// ---- warpgroup matrix product: d (64 x 128 or 64 x 64, FP32) = or += a (64 x 32) b^T (128 or 64 x 32), E4M3 in shared memory
+// Of what a thread adds and writes in these ways:
+__device__ __forceinline__ void writes_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// until all but kUnderWay groups have been read from shared memory;
+template <int kUnderWay>
+__device__ __forceinline__ void writes_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kUnderWay) : "memory");
+}
+// until all of it is there.
+__device__ __forceinline__ void writes_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
+// ---- warpgroup matrix product: d (64 x 128 or 192, FP32) = or += a (64 x 32) b^T (128 or 192 x 32), E4M3 in shared memory
 
 // Rows of 128 bytes, swizzled as the copies leave them; 8 rows are 1024 bytes apart from the next 8.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
@@ -118,19 +134,25 @@ __device__ __forceinline__ void product(float (&d)[64], uint64_t a, uint64_t b, 
       " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
       " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63},"
       " %64, %65, add, 1, 1;\n}\n"
-      : HOPPER_F8(d, 0), HOPPER_F8(d, 8), HOPPER_F8(d, 16), HOPPER_F8(d, 24), HOPPER_F8(d, 32), HOPPER_F8(d, 40),
-        HOPPER_F8(d, 48), HOPPER_F8(d, 56)
+      : HOPPER_F8(d, 0), HOPPER_F8(d, 8), HOPPER_F8(d, 16), HOPPER_F8(d, 24),
+        HOPPER_F8(d, 32), HOPPER_F8(d, 40), HOPPER_F8(d, 48), HOPPER_F8(d, 56)
       : "l"(a), "l"(b), "r"(add));
 }
 
-__device__ __forceinline__ void product(float (&d)[32], uint64_t a, uint64_t b, int add) {
+__device__ __forceinline__ void product(float (&d)[96], uint64_t a, uint64_t b, int add) {
   asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
+      "{\n.reg .pred add;\nsetp.ne.b32 add, %98, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n192k32.f32.e4m3.e4m3 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31},"
-      " %32, %33, add, 1, 1;\n}\n"
-      : HOPPER_F8(d, 0), HOPPER_F8(d, 8), HOPPER_F8(d, 16), HOPPER_F8(d, 24)
+      " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+      " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+      " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
+      " %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79,"
+      " %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95},"
+      " %96, %97, add, 1, 1;\n}\n"
+      : HOPPER_F8(d, 0), HOPPER_F8(d, 8), HOPPER_F8(d, 16), HOPPER_F8(d, 24),
+        HOPPER_F8(d, 32), HOPPER_F8(d, 40), HOPPER_F8(d, 48), HOPPER_F8(d, 56),
+        HOPPER_F8(d, 64), HOPPER_F8(d, 72), HOPPER_F8(d, 80), HOPPER_F8(d, 88)
       : "l"(a), "l"(b), "r"(add));
 }
 

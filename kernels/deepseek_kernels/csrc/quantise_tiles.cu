@@ -3,8 +3,9 @@
 // elements are BF16 numbers, numbers kept in FP8, SwiGLU of such, or SwiGLU's two gradients.
 //
 // A block walks through tiles. The operands of the next one (or two) are copied to shared memory while this one's numbers, in
-// registers by now, are scaled and stored. A thread has 8 rows of 4 channels: four rows of a channel are one word of the transpose, so
-// nothing is moved between threads but words of results, by way of shared memory, swizzled so that no bank is asked twice.
+// registers by now, are scaled and stored. A thread has 8 rows of 4 channels: four rows of a channel are one word of the transpose,
+// four channels of a row one word of what lies, of which a warp stores 128 bytes at a time. The transpose's words go by way of shared
+// memory, swizzled so that no bank is asked twice.
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 #include <cstdint>
@@ -21,15 +22,14 @@ constexpr int kLargest = 448;  // of E4M3
 
 enum Source { kPlain, kKept, kSwiglu, kSwigluKept, kGradients, kGradientsKept };
 
-template <Source kSource, bool kWithRows>
+template <Source kSource>
 struct Shape {
   static constexpr bool kKeptInFp8 = kSource % 2, kPair = kSource >= kSwiglu, kDy = kSource >= kGradients;
   static constexpr int kSides = kDy ? 2 : 1;  // results
   static constexpr int kRowBytes = kTile * (kKeptInFp8 ? 1 : 2), kOperand = kTile * kRowBytes;
   static constexpr int kDyAt = (kPair ? 2 : 1) * kOperand, kInput = kDyAt + (kDy ? 2 * kTile * kTile : 0);
   static constexpr int kStages = kSource == kKept ? 2 : 1;  // of operands; more do not help what computes more
-  static constexpr int kTurnedAt = kStages * kInput, kRowsAt = kTurnedAt + kSides * kTile * kTile;
-  static constexpr int kAmaxAt = kRowsAt + (kWithRows ? kSides * kTile * kTile : 0);
+  static constexpr int kTurnedAt = kStages * kInput, kAmaxAt = kTurnedAt + kSides * kTile * kTile;
   static constexpr int kInverseAt = kAmaxAt + kSides * kWarps * kTile * 4;
   static constexpr int kBytes = kInverseAt + kSides * kTile * 4;
   static constexpr int kBlocks = kDy ? 1 : 2;  // on a multiprocessor
@@ -51,15 +51,15 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, bool ther
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
-// 128 rows of kRowBytes; zeros below the matrix.
+// A warp's own rows of kRowBytes, so that no other waits for them; zeros below the matrix.
 template <int kRowBytes>
 __device__ __forceinline__ void copy_operand(uint8_t* to, const uint8_t* from, int64_t stride, int rows) {
-  constexpr int kChunks = kRowBytes / 16, kStep = kThreads / kChunks;
-  const int row = threadIdx.x / kChunks, at = threadIdx.x % kChunks * 16;
+  constexpr int kChunks = kRowBytes / 16, kStep = 32 / kChunks;
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * kRows + lane / kChunks, at = lane % kChunks * 16;
   const uint32_t target = static_cast<uint32_t>(__cvta_generic_to_shared(to)) + row * kRowBytes + at;
   const uint8_t* source = from + at;
 #pragma unroll
-  for (int i = 0; i < kTile / kStep; ++i) {
+  for (int i = 0; i < kRows / kStep; ++i) {
     const int r = row + i * kStep;
     copy_16(target + i * kStep * kRowBytes, source + (r < rows ? r : 0) * stride, r < rows);
   }
@@ -213,9 +213,9 @@ __device__ __forceinline__ void numbers_of(const Problem& p, const uint8_t* memo
   }
 }
 
-// One side's numbers in tiles of 1 x 128, to shared memory; their scales, which lie M apart, to `scales`.
+// One side's numbers in tiles of 1 x 128, to rows that are `pitch` apart; their scales to `scales`.
 template <bool kPow2>
-__device__ __forceinline__ void quantise_rows(const float (&x)[kRows][4], uint8_t* to, float* scales, int rows) {
+__device__ __forceinline__ void quantise_rows(const float (&x)[kRows][4], uint8_t* to, int64_t pitch, float* scales, int rows) {
   const int lane = threadIdx.x % 32, first = threadIdx.x / 32 * kRows;
   float amax[kRows];
 #pragma unroll
@@ -226,8 +226,8 @@ __device__ __forceinline__ void quantise_rows(const float (&x)[kRows][4], uint8_
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float i = __shfl_sync(~0u, inverse, 4 * r);
-    *reinterpret_cast<uint32_t*>(to + (first + r) * kTile + lane * 4) =
-        word(x[r][0] * i, x[r][1] * i, x[r][2] * i, x[r][3] * i);
+    if (first + r >= rows) continue;
+    *reinterpret_cast<uint32_t*>(to + (first + r) * pitch + lane * 4) = word(x[r][0] * i, x[r][1] * i, x[r][2] * i, x[r][3] * i);
   }
 }
 
@@ -246,25 +246,24 @@ __device__ __forceinline__ void quantise_columns(const float (&x)[kRows][4], uin
   }
 }
 
-// 128 rows of 128 bytes from shared memory to rows `pitch` apart, 16 bytes a thread.
-template <bool kSwizzled>
-__device__ __forceinline__ void store_square(const uint8_t* from, uint8_t* to, int64_t pitch, int rows) {
+// 128 channels of 128 bytes from shared memory to rows `pitch` apart, 16 bytes a thread.
+__device__ __forceinline__ void store_square(const uint8_t* from, uint8_t* to, int64_t pitch) {
   const int piece = threadIdx.x % 8;
 #pragma unroll
   for (int i = 0; i < kTile * 8 / kThreads; ++i) {
-    const int row = threadIdx.x / 8 + i * (kThreads / 8), swizzle = kSwizzled ? row / 4 & 15 : 0;
+    const int row = threadIdx.x / 8 + i * (kThreads / 8), swizzle = row / 4 & 15;
     uint4 v = *reinterpret_cast<const uint4*>(from + row * kTile + ((2 * piece ^ swizzle) & 14) * 8);
     if (swizzle & 1) v = make_uint4(v.z, v.w, v.x, v.y);
-    if (row < rows) *reinterpret_cast<uint4*>(to + row * pitch + piece * 16) = v;
+    *reinterpret_cast<uint4*>(to + row * pitch + piece * 16) = v;
   }
 }
 
 template <Source kSource, bool kWithRows, bool kPow2>
-__global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
+__global__ void __launch_bounds__(kThreads, Shape<kSource>::kBlocks)
     quantise_tiles(const __grid_constant__ Problem p) {
-  using S = Shape<kSource, kWithRows>;
+  using S = Shape<kSource>;
   extern __shared__ __align__(128) uint8_t memory[];
-  uint8_t *turned = memory + S::kTurnedAt, *lying = memory + S::kRowsAt;
+  uint8_t* turned = memory + S::kTurnedAt;
   float* amax = reinterpret_cast<float*>(memory + S::kAmaxAt);         // [sides, warps, channels]
   float* inverses = reinterpret_cast<float*>(memory + S::kInverseAt);  // [sides, channels]
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -282,8 +281,12 @@ __global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
     uint8_t* operands = memory + count % S::kStages * S::kInput;
     float x[S::kSides][kRows][4];
     asm volatile("cp.async.wait_group %0;" ::"n"(S::kStages - 1) : "memory");
-    __syncthreads();
+    __syncwarp();
     numbers_of<S>(p, operands, factors[0], at, x);
+    __syncwarp();  // the operands have been read
+    factors[0] = factors[S::kStages - 1];
+    factors[S::kStages - 1] = fetch<S>(p, operands, ahead, tiles);
+    ahead.move(step, across);
 #pragma unroll
     for (int side = 0; side < S::kSides; ++side) {
       float most[4];
@@ -296,10 +299,7 @@ __global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
       *reinterpret_cast<float4*>(amax + (side * kWarps + warp) * kTile + lane * 4) =
           make_float4(most[0], most[1], most[2], most[3]);
     }
-    __syncthreads();  // the operands have been read as well
-    factors[0] = factors[S::kStages - 1];
-    factors[S::kStages - 1] = fetch<S>(p, operands, ahead, tiles);
-    ahead.move(step, across);
+    __syncthreads();
     if (threadIdx.x < S::kSides * kTile) {
       const int side = threadIdx.x / kTile, channel = threadIdx.x % kTile;
       float most = 0.0f;
@@ -309,12 +309,12 @@ __global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
       inverses[threadIdx.x] = inverse_of<kPow2>(scale);
       p.scales_t[static_cast<int64_t>(at.down) * width + side * p.f + at.g * kTile + channel] = scale;
     }
-    const int rows = p.m - at.down * kTile;
     if constexpr (kWithRows)
 #pragma unroll
       for (int side = 0; side < S::kSides; ++side)
-        quantise_rows<kPow2>(x[side], lying + side * kTile * kTile,
-                             p.scales + static_cast<int64_t>(side * across + at.g) * p.m + at.down * kTile, rows);
+        quantise_rows<kPow2>(x[side], p.values + static_cast<int64_t>(at.down) * kTile * width + side * p.f + at.g * kTile, width,
+                             p.scales + static_cast<int64_t>(side * across + at.g) * p.m + at.down * kTile,
+                             p.m - at.down * kTile);
     __syncthreads();
 #pragma unroll
     for (int side = 0; side < S::kSides; ++side)
@@ -323,17 +323,14 @@ __global__ void __launch_bounds__(kThreads, Shape<kSource, kWithRows>::kBlocks)
 #pragma unroll
     for (int side = 0; side < S::kSides; ++side) {
       const int64_t channel = static_cast<int64_t>(side) * p.f + at.g * kTile;
-      store_square<true>(turned + side * kTile * kTile, p.values_t + channel * p.mp + at.down * kTile, p.mp, kTile);
-      if constexpr (kWithRows)
-        store_square<false>(lying + side * kTile * kTile,
-                            p.values + static_cast<int64_t>(at.down) * kTile * width + channel, width, rows);
+      store_square(turned + side * kTile * kTile, p.values_t + channel * p.mp + at.down * kTile, p.mp);
     }
   }
 }
 
 template <Source kSource, bool kWithRows, bool kPow2>
 cudaError_t launch(const Problem& p, int multiprocessors, cudaStream_t stream) {
-  using S = Shape<kSource, kWithRows>;
+  using S = Shape<kSource>;
   const auto kernel = quantise_tiles<kSource, kWithRows, kPow2>;
   const cudaError_t set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kBytes);
   if (set != cudaSuccess) return set;

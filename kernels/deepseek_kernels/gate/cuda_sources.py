@@ -19,11 +19,11 @@ LIMITS = {
     "block_scaled_gemm": Limits(
         168,
         needs={
-            "QGMMA.64x128x32": 56,
-            "QGMMA.64x64x32": 8,
+            "QGMMA.64x128x32": 48,
+            "QGMMA.64x192x32": 8,
             "UTMALDG.2D.MULTICAST": 4,
             "USETMAXREG": 8,
-            "STG.E.128": 8,
+            "UTMASTG.2D": 3,
             "UBLKRED": 1,
         },
     ),

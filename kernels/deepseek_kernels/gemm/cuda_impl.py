@@ -9,6 +9,7 @@ from deepseek_kernels.cuda_library import cuda_function
 from deepseek_kernels.machine import BackendUnavailable
 
 _BF16, _FP32, _ADD = 0, 1, 2
+COLUMNS = 0  # of a tile; 0 leaves them to the library
 
 
 def _run(
@@ -56,7 +57,7 @@ def _run(
         experts,
         int(rows_b),
         output,
-        0,  # how wide tiles are is left to the library
+        COLUMNS,
         blocks,
         torch.cuda.current_stream(a.device).cuda_stream,
     )

@@ -4,7 +4,8 @@ from deepseek_kernels.gate.case import Case, Limits
 from deepseek_kernels.moe import triton_gate, triton_impl
 
 _BYTES = {"bf16": 2, "fp32": 4, "u8": 1}
-_EXPAND = {"x_ptr": "*{}", "row_ptr": "*i32", "y_ptr": "*{}", "P": "i32", "D": "i32"}
+_EXPAND = {"x_ptr": "*{}", "row_ptr": "*i32", "y_ptr": "*{}", "M": "i32", "P": "i32", "D": "i32"}
+_SCALES = {"scale_ptr": "*fp32", "y_scale_ptr": "*fp32"}
 _REDUCE = {"y_ptr": "*{}", "padded_ptr": "*i32", "x_ptr": "*{}", "M": "i32", "D": "i32"}
 
 
@@ -14,34 +15,23 @@ def _typed(signature: dict[str, str], x: str) -> dict[str, str]:
 
 _EXPANDS = tuple(
     Case(
-        f"expand {x}",
+        f"expand {x}{' with scales' if scaled else ''}",
         triton_impl.expand_kernel,
-        _typed(_EXPAND, x),
-        {"R": triton_impl.BYTES // _BYTES[x], "C": triton_impl.CHANNELS},
+        _typed(_EXPAND, x) | (_SCALES if scaled else {}),
+        {"R": triton_impl.BYTES // _BYTES[x], "C": triton_impl.CHANNELS, "SCALED": scaled, "POW2": True}
+        | ({} if scaled else {"scale_ptr": None, "y_scale_ptr": None}),
         triton_impl.LAUNCH,
-        tuple(_EXPAND),
-        Limits(registers=48, shared=0, needs={"LDG.E.128": 4, "STG.E.128": 4}),
-    )
-    for x in _BYTES
-)
-_SCALES = tuple(
-    Case(
-        f"scales {'pow2' if pow2 else 'plain'}",
-        triton_impl.scales_kernel,
-        {"scale_ptr": "*fp32", "row_ptr": "*i32", "y_ptr": "*fp32", "M": "i32", "P": "i32"},
-        {"POW2": pow2, "R": triton_impl.SCALES},
-        triton_impl.LAUNCH,
-        ("scale_ptr", "row_ptr", "y_ptr", "M", "P"),
+        (*_EXPAND, *(_SCALES if scaled else ())),
         Limits(registers=48, shared=0, needs={"LDG.E.128": 2, "STG.E.128": 2}),
     )
-    for pow2 in (False, True)
+    for x, scaled in (("bf16", False), ("fp32", False), ("u8", True))
 )
 _REDUCES = tuple(
     Case(
         f"reduce {x}",
         triton_impl.reduce_kernel,
         _typed(_REDUCE, x),
-        {"K": 8, "R": triton_impl.SUMMED_BYTES // _BYTES[x], "C": triton_impl.CHANNELS},
+        {"K": 8, "R": triton_impl.SUMMED_BYTES // _BYTES[x], "C": triton_impl.SUMMED_CHANNELS},
         triton_impl.LAUNCH,
         tuple(_REDUCE),
         Limits(registers=64, shared=0, needs={"LDG.E.128": 16, "STG.E.128": 2}),
@@ -82,4 +72,4 @@ _GATES = (
         Limits(registers=168, shared=0, needs={"STG.E.128": 8}),
     ),
 )
-CASES = (*_EXPANDS, *_SCALES, *_REDUCES, *_GATES)
+CASES = (*_EXPANDS, *_REDUCES, *_GATES)

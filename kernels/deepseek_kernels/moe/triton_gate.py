@@ -11,30 +11,32 @@ from torch import Tensor
 from deepseek_kernels.moe.reference import SMALLEST_SUM as _SMALLEST_SUM
 
 SMALLEST_SUM = tl.constexpr(_SMALLEST_SUM)
-NEVER = tl.constexpr(-(2**63))  # below every rank
+NEVER = tl.constexpr(-(2**31))  # below every key
+NOWHERE = tl.constexpr(2**31 - 1)
 # Without fusion products are rounded before they are added, as the reference does.
 # A warp waits for every step of a token's choice: many warps of one token each hide that. Its gradient has no steps.
-TOKENS, BACKWARD_TOKENS, LAUNCH = 4, 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+TOKENS, BACKWARD_TOKENS, LAUNCH = 1, 4, {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
 @triton.jit
-def rank_of(x, index):
-    """An int64 that compares as x does, NaN as -inf; of equals the lowest index is the largest. No two are equal."""
+def key_of(x):
+    """An int32 that compares as x does, NaN as -inf: a warp finds the largest of its integers by one instruction."""
     x = tl.where(x != x, float("-inf"), tl.where(x == 0.0, 0.0, x))  # -0 is 0
     bits = x.to(tl.int32, bitcast=True)
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ascending.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def value_of(rank):
-    ascending = (rank >> 32).to(tl.int32)
-    return (ascending ^ ((ascending >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+def value_of(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def index_of(rank):
-    return 0x7FFFFFFF - (rank & 0x7FFFFFFF)
+def first_of_largest(key, index):
+    """Along the last axis: the largest key and, of those who have it, the lowest index."""
+    last: tl.constexpr = len(key.shape) - 1
+    best = tl.max(key, axis=last)
+    return best, tl.min(tl.where(key == tl.expand_dims(best, last), index, NOWHERE), axis=last)
 
 
 @triton.jit
@@ -61,44 +63,47 @@ def gate_kernel(
     R: tl.constexpr,
 ):
     n = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
-    group, member = tl.arange(0, G_P), tl.arange(0, C_P)
-    expert = group[:, None] * C + member[None, :]
-    real = ((group < G)[:, None] & (member < C)[None, :])[None, :, :]
-    row = score_ptr + n * (G * C)
-    score = tl.load(row[:, None, None] + expert[None, :, :], mask=(n < N)[:, None, None] & real, other=0.0)
-    biased = score + tl.load(bias_ptr + expert[None, :, :], mask=real, other=0.0)
-    poisoned = tl.max(tl.max((biased != biased).to(tl.int32), axis=2), axis=1)
-    rank = tl.where(real, rank_of(biased, expert[None, :, :]), NEVER)
+    # Experts lie flat, so that what is reduced lies in neighbouring lanes (Triton 3.6 is wrong where it does not).
+    place, group, member = tl.arange(0, G_P * C_P), tl.arange(0, G_P), tl.arange(0, C_P)
+    if C == C_P:
+        expert = place[None, :]
+        real = expert < G * C
+    else:
+        expert = (place // C_P * C + place % C_P)[None, :]
+        real = ((place // C_P < G) & (place % C_P < C))[None, :]
+    row = score_ptr + n[:, None] * (G * C)
+    score = tl.load(row + expert, mask=(n < N)[:, None] & real, other=0.0)
+    biased = score + tl.load(bias_ptr + expert, mask=real, other=0.0)
+    poisoned = tl.max((biased != biased).to(tl.int32), axis=1)[:, None]
+    key = tl.where(real, key_of(biased), NEVER)
     if KEPT < G:
         counts = tl.zeros((R, G_P), tl.float32)
-        rest = rank
+        rest = tl.reshape(key, (R, G_P, C_P))
         for _ in tl.static_range(K // KEPT):
-            best = tl.max(rest, axis=2)
+            best, at = first_of_largest(rest, member[None, None, :])
             counts += value_of(best)
-            rest = tl.where(rest == best[:, :, None], NEVER, rest)
-        group_rank = tl.where((group < G)[None, :], rank_of(counts, group[None, :]), NEVER)
-        left = group_rank
-        last = tl.max(left, axis=1)
-        for _ in tl.static_range(KEPT - 1):
-            left = tl.where(left == last[:, None], NEVER, left)
-            last = tl.max(left, axis=1)
-        closed = (group_rank < last[:, None])[:, :, None]
-        rank = tl.where(real & closed, rank_of(float("-inf"), expert[None, :, :]), rank)
+            rest = tl.where(member[None, None, :] == at[:, :, None], NEVER, rest)
+        left = tl.where((group < G)[None, :], key_of(counts), NEVER)
+        for _ in tl.static_range(KEPT):
+            _, at = first_of_largest(left, group[None, :])
+            left = tl.where(group[None, :] == at[:, None], NEVER, left)
+        closed = tl.broadcast_to((left != NEVER)[:, :, None], (R, G_P, C_P))
+        key = tl.where(real & tl.reshape(closed, (R, G_P * C_P)), key_of(float("-inf")), key)
     slot = tl.arange(0, K_P)[None, :]
-    ids = tl.zeros((R, K_P), tl.int64)
+    ids = tl.zeros((R, K_P), tl.int32)
     chosen = tl.zeros((R, K_P), tl.float32)
-    total = tl.zeros((R,), tl.float32)
+    total = tl.zeros((R, 1), tl.float32)
     for k in tl.static_range(K):
-        best = tl.max(tl.max(rank, axis=2), axis=1)
-        rank = tl.where(rank == best[:, None, None], NEVER, rank)
-        one = tl.load(row + index_of(best), mask=n < N, other=0.0)
+        _, at = first_of_largest(key, expert)
+        key = tl.where(expert == at[:, None], NEVER, key)
+        one = tl.load(row + at[:, None], mask=(n < N)[:, None], other=0.0)
         total += one
-        ids = tl.where(slot == k, index_of(best)[:, None], ids)
-        chosen = tl.where(slot == k, one[:, None], chosen)
-    weight = tl.math.div_rn(chosen, at_least_smallest(total)[:, None]) * routed_scale
-    weight = tl.where(poisoned[:, None] != 0, float("nan"), weight)
+        ids = tl.where(slot == k, at[:, None], ids)
+        chosen = tl.where(slot == k, one, chosen)
+    weight = tl.math.div_rn(chosen, at_least_smallest(total)) * routed_scale
+    weight = tl.where(poisoned != 0, float("nan"), weight)
     at, inside = n[:, None] * K + slot, (n < N)[:, None] & (slot < K)
-    tl.store(id_ptr + at, ids, mask=inside)
+    tl.store(id_ptr + at, ids.to(tl.int64), mask=inside)
     tl.store(weight_ptr + at, weight, mask=inside)
 
 
