@@ -47,7 +47,9 @@ def reduce_kernel(y_ptr, padded_ptr, x_ptr, M, D, K: tl.constexpr, R: tl.constex
     tl.store(x_ptr + r.to(tl.int64)[:, None] * D + d, x, mask=(r < M)[:, None] & (d < D))
 
 
-def _expand(x_RD: Tensor, padded_to_row_P: Tensor, scales: tuple[Tensor, Tensor] | None, pow2: bool) -> Tensor:
+def _expand(
+    x_RD: Tensor, padded_to_row_P: Tensor, scales: tuple[Tensor, Tensor] | None, pow2: bool
+) -> Tensor:
     """``scales``: as they are, and where they go."""
     x_RD, (count, width) = x_RD.contiguous(), (len(padded_to_row_P), x_RD.shape[1])
     y_PD = x_RD.new_empty(count, width)
