@@ -3,7 +3,7 @@
 # text, a checkpoint of 2.57B parameters, a report; one layer with averaged weights, saved and resumed; the steps again in BF16
 # and with compiled glue. What fails is shown and the next part goes on. In 200 seconds, or as many as LIMIT says.
 #
-#   benchmarks/gpu_command.sh FOLDER_OF_RESULTS [OVERRIDE ...]     # overrides of every part: tiny sizes, to rehearse on a CPU
+#   benchmarks/gpu_command.sh FOLDER_OF_RESULTS [OVERRIDE ...]     # of every part: cluster.device=cpu and tiny sizes rehearse
 #
 # PYTHON (python3) has the dependencies of pyproject.toml, or finds them on PYTHONPATH. STEP: tokens of a step. PARTS: which.
 set -uo pipefail

@@ -14,6 +14,7 @@ from tests.dist.test_command import finish, start, workplace
 __all__ = ["workplace"]  # a fixture
 TINY = [
     "experiment=h100_proxy",
+    "cluster.device=cpu",
     "model.vocab_size=4096",
     "model.hidden_size=32",
     "model.num_heads=2",

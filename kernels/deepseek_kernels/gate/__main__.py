@@ -1,11 +1,10 @@
 """The compiler gate: every Triton kernel, as it is launched, compiled for sm_90a and held to its limits. No GPU needed.
 
-    python -m deepseek_kernels.gate [FAMILY ... | cuda]
-
 Prints kernel, figure and limit; exit code 1 where a limit is passed. Must run without TRITON_INTERPRET, in a process of
 its own for each version of Triton.
 """
 
+import argparse
 import importlib
 import sys
 
@@ -16,20 +15,23 @@ from deepseek_kernels.gate.cuda_sources import LIMITS, compile_source
 from deepseek_kernels.gate.machine_code import compiled, faults
 from deepseek_kernels.machine import interpreting
 
-FAMILIES = (
-    "attention",
-    "gemm",
-    "loss",
-    "moe",
-    "norm",
-    "optim",
-    "quant",
-    "rope",
-    "swiglu",
-)
+FAMILIES = ("attention", "gemm", "loss", "moe", "norm", "optim", "quant", "rope", "swiglu")
+CUDA = "cuda"
 
 
-def main(families: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m deepseek_kernels.gate", description=__doc__)
+    parser.add_argument(
+        "families",
+        nargs="*",
+        metavar="FAMILY",
+        help=f"of {' '.join((*FAMILIES, CUDA))}; all, if none is named",
+    )
+    families = parser.parse_args().families or [*FAMILIES, CUDA]
+    if unknown := [f for f in families if f not in (*FAMILIES, CUDA)]:
+        parser.error(
+            f"there is no family {' or '.join(unknown)}: write {' '.join((*FAMILIES, CUDA))}, or none for all"
+        )
     if interpreting():
         print("the gate compiles: run it without TRITON_INTERPRET", file=sys.stderr)
         return 2
@@ -37,7 +39,7 @@ def main(families: list[str]) -> int:
         f"Triton {triton.__version__}, sm_90a: kernel, registers / limit, shared bytes / limit, required instructions"
     )
     failed = 0
-    for family in [f for f in families if f != "cuda"] if families else FAMILIES:
+    for family in [f for f in families if f != CUDA]:
         cases: tuple[Case, ...] = importlib.import_module(f"deepseek_kernels.{family}.gate_cases").CASES
         for case in cases:
             found = compiled(case)
@@ -50,7 +52,7 @@ def main(families: list[str]) -> int:
                 f"{found.shared:6} / {limits.shared:6}  {needs}  {'; '.join(wrong)}",
                 flush=True,
             )
-    if not families or "cuda" in families:
+    if CUDA in families:
         for source, limits in LIMITS.items():
             compiled_source = compile_source(source)
             failed += bool(compiled_source.complaints)
@@ -67,4 +69,4 @@ def main(families: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
