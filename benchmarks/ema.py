@@ -24,7 +24,7 @@ from deepseek_train.monitor.machine import machine_facts
 from deepseek_train.optim.ema import Ema
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.build import build
-from deepseek_train.train.preflight import resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.replicas import check_replicas
 from deepseek_train.train.state import Progress
 from deepseek_train.train.step import train_step

@@ -27,11 +27,12 @@ from deepseek_train.data.manifest import MANIFEST_FILE
 from deepseek_train.data.prepare import prepare
 from deepseek_train.monitor.streams import safe_streams
 from deepseek_train.spec.layout import ParallelLayout
+from deepseek_train.train.data_plan import data_problems
 from deepseek_train.train.device import local_ranks, planned_device, visible_gpus
 from deepseek_train.train.expert_plan import node_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder import config_yaml
-from deepseek_train.train.preflight import data_problems, preflight
+from deepseek_train.train.preflight import preflight
 
 RANK = "deepseek_train.cli.train_rank"
 

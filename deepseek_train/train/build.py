@@ -38,10 +38,10 @@ from deepseek_train.spec.stages import StageSpec, stage_weights
 from deepseek_train.spec.throughput import Throughput, known_peak
 from deepseek_train.spec.weights import WeightSpec
 from deepseek_train.train.batching import eval_microbatches
+from deepseek_train.train.data_plan import open_source
 from deepseek_train.train.expert_plan import ExpertPlan, plan_experts
 from deepseek_train.train.kernel_plan import plan_kernels
 from deepseek_train.train.kernels_alike import everywhere_alike
-from deepseek_train.train.preflight import open_source
 from deepseek_train.train.schedule_plan import durations_for, placement_for
 from deepseek_train.train.schedule_store import ScheduleStore, told_by_rank_0
 from deepseek_train.train.stage_plan import plan_stages

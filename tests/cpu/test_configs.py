@@ -11,7 +11,8 @@ from deepseek_train.cli.train_help import SHORT
 from deepseek_train.config.curve import value_at
 from deepseek_train.config.parse import ConfigError
 from deepseek_train.spec.weights import all_weights, count_parameters
-from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
+from deepseek_train.train.preflight import preflight
 
 GROUP_FILES = sorted(p for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "experiment")
 EXPERIMENTS = sorted(p.stem for p in (CONFIG_DIR / "experiment").glob("*.yaml"))

@@ -14,7 +14,8 @@ from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train import expert_plan
 from deepseek_train.train.batching import eval_microbatches, microbatches_for
 from deepseek_train.train.expert_plan import node_problems, plan_experts
-from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
+from deepseek_train.train.preflight import preflight
 from deepseek_train.train.stage_plan import num_stages, plan_stages
 from tests.helpers.preflight import tiny, told
 

@@ -21,7 +21,8 @@ from deepseek_train.phases.values import MicroBatch
 from deepseek_train.phases.wgrad import WeightGradQueue
 from deepseek_train.spec.stages import split_layers
 from deepseek_train.train.build import build
-from deepseek_train.train.preflight import open_source, resolve_layout
+from deepseek_train.train.data_plan import open_source
+from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.state import Progress
 from deepseek_train.train.step import train_step
 from tests.dist.small_run import BATCH, LENGTH, small_configs

@@ -15,7 +15,7 @@ from deepseek_train.cli import train
 from deepseek_train.cli.compose import CONFIG_DIR
 from deepseek_train.cli.train import run
 from deepseek_train.config.exit_codes import MEANING, ExitCode
-from deepseek_train.train import preflight
+from deepseek_train.train import folder_plan
 from tests.faults import commands
 from tests.faults.commands import write_text
 
@@ -215,7 +215,7 @@ def test_a_disk_that_fails_at_the_start_has_a_code_of_its_own(
             "[Errno 28] No space left on device: 'shards/train.bin'. See"
         )
     with monkeypatch.context() as patch:
-        patch.setattr(preflight, "checkpoints_of", away)
+        patch.setattr(folder_plan, "checkpoints_of", away)
         assert run([*SMALL, "name=wrong"]) == ExitCode.STORAGE
         assert "checkpoint.path: None cannot be looked at: [Errno 116] Stale" in capsys.readouterr().err
         assert run([*SMALL, "name=wrong", "parallel.pp=3"]) == ExitCode.USER_ERROR  # a mistake beside it

@@ -13,7 +13,7 @@ from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.averaged import averaged_weights
 from deepseek_train.train.build import Job, build
-from deepseek_train.train.preflight import resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.state import Progress, checkpoint_of, load_checkpoint, snapshot
 from deepseek_train.train.step import evaluate, train_step
 from tests.dist.small_run import small_configs

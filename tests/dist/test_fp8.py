@@ -17,7 +17,7 @@ from deepseek_train.parallel.expert.wire import WireFormat
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.phases.wgrad import allocate_main_grads
 from deepseek_train.train.build import build
-from deepseek_train.train.preflight import resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.state import Progress, checkpoint_of, load_checkpoint
 from deepseek_train.train.step import evaluate, train_step
 from tests.dist.grid import Case, Plain, mesh_of, on_mesh, sum_gradients

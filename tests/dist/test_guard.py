@@ -25,10 +25,10 @@ from deepseek_train.monitor.jsonl import read_history
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.phases.wgrad import Weight
 from deepseek_train.train.build import Job, build
+from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.guard import GuardError
 from deepseek_train.train.loop import train
 from deepseek_train.train.observer import Observer
-from deepseek_train.train.preflight import resolve_layout
 from deepseek_train.train.state import Progress, load_checkpoint, snapshot
 from deepseek_train.train.step import train_step
 from tests.dist.small_run import SMALL, small_configs

@@ -9,7 +9,7 @@ from torch import Tensor
 from deepseek_train.config.schema import RunConfig
 from deepseek_train.parallel.rendezvous import Place
 from deepseek_train.train.build import Job, build
-from deepseek_train.train.preflight import resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.replicas import ReplicaError, check_replicas
 from deepseek_train.train.state import Progress
 from deepseek_train.train.step import train_step

@@ -18,7 +18,8 @@ from deepseek_train.schedule.simulate import Durations
 from deepseek_train.schedule.text import from_text, to_text
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.build import Job, build
-from deepseek_train.train.preflight import preflight, resolve_layout
+from deepseek_train.train.fallbacks import resolve_layout
+from deepseek_train.train.preflight import preflight
 from deepseek_train.train.sample import continuation
 from deepseek_train.train.schedule_store import told_by_rank_0
 from deepseek_train.train.state import Progress
