@@ -41,7 +41,7 @@ class CheckpointWeights:
             self.model = parse(ModelConfig, stored.facts["model"])
         except (KeyError, ConfigError) as error:
             raise CheckpointError(f"{stored.path} does not say which model it holds: {error}") from error
-        self.facts = stored.facts
+        self.path, self.facts = stored.path, stored.facts
         self._stored = stored
         self._names = checkpoint_names(self.model, kind)
         self._shapes = {weight.name: weight.shape for weight in all_weights(self.model)}

@@ -99,7 +99,8 @@ def _to_hf(words: Sequence[str]) -> None:
             shard_bytes=int(request.shard_gigabytes * 1e9),
             done=done,
         )
-    print(f"{target}: {m.name}, {size / 1e9:.3f} GB in {dtype}")
+    of = f" of {source.path}" if isinstance(source, CheckpointWeights) else ""
+    print(f"{target}: {m.name}{of}, {size / 1e9:.3f} GB in {dtype}")
     for note in _notes(m, dtype, tokenizer):
         print(f"note: {note}")
 

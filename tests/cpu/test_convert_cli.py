@@ -37,7 +37,7 @@ def test_there_and_back_and_there_again(
         main(["to_hf", f"source={run}", f"target={first}", f"dtype={dtype}", "shard_gigabytes=0.0005"]) == 0
     )
     printed, errors = capsys.readouterr()
-    assert f"{first}: mine" in printed
+    assert f"{first}: mine of {run / 'checkpoints' / 'step-'}" in printed
     assert "model.layers.2.*) as unexpected" in printed
     assert errors == ""  # no bar where nobody looks
     assert main(["from_hf", f"source={first}", f"target={back}"]) == 0
