@@ -29,7 +29,8 @@ _WIDTH = 119
 def full_help() -> str:
     """All of it."""
     codes = [f"  {code.value:<4}{words}" for code, words in MEANING.items()]
-    return "\n".join([SHORT, _KEYS, "experiments:", *_experiments(), "", "exit codes:", *codes])
+    signals = "  128 and a signal's number: it ended the command, as 130 where Ctrl-C came twice; nothing more was saved"
+    return "\n".join([SHORT, _KEYS, "experiments:", *_experiments(), "", "exit codes:", *codes, signals])
 
 
 def _experiments() -> list[str]:
