@@ -29,7 +29,9 @@ _WIDTH = 119
 def full_help() -> str:
     """All of it."""
     codes = [f"  {code.value:<4}{words}" for code, words in MEANING.items()]
-    signals = "  128 and a signal's number: it ended the command, as 130 where Ctrl-C came twice; nothing more was saved"
+    signals = (
+        "  128 and a signal's number: ended by it, as 130 where Ctrl-C came twice; nothing more was saved"
+    )
     return "\n".join([SHORT, _KEYS, "experiments:", *_experiments(), "", "exit codes:", *codes, signals])
 
 

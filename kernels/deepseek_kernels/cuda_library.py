@@ -19,7 +19,7 @@ OPTIONS = (
 # Arguments of every entry point, by name.
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _SIGNATURES = {
-    "deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 9, _P],
+    "deepseek_block_scaled_gemm": [*[_P] * 7, *[_I] * 7, _P],
     "deepseek_quantise_tiles": [*[_P] * 9, _L, *[_I] * 5, _P],
     "deepseek_pack_e5m6": [*[_P] * 3, _L, *[_I] * 2, _P],
 }

@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def memory_for_others() -> Iterator[None]:
-    """Workers share a GPU: what a test has freed, its allocator must not keep."""
+    """Workers share a GPU: a test gives back the memory it has freed."""
     yield
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

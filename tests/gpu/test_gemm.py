@@ -22,10 +22,13 @@ from tests.gpu.products import (
 )
 from tests.gpu.setting import DEVICE, ON_GPU, error, randn, same_bits, size
 
-# M, N, K: two bands of row tiles, a half tile of columns first and last, N and K that are no tiles, one row, none
+# M, N, K: two bands of row tiles, a half tile of columns first and last, N and K that are no tiles, wide tiles of which
+# the last is cut, fewer columns than results are written at once, one row, none
 SHAPES = [
     (size(4096, 130), 576, size(7168, 384)),
     (size(4096, 2100), size(7168, 60), size(2048, 128)),
+    (size(4096, 130), size(7112, 328), 256),
+    (65, 40, 384),
     (1, 200, 200),
     (65, 33, 640),
     (0, 128, 128),
@@ -51,7 +54,11 @@ def test_a_product_is_the_matrices(m: int, n: int, k: int, dtype: torch.dtype, b
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 @pytest.mark.parametrize(
     ("m", "n", "tokens"),
-    [(size(7168, 200), size(2048, 136), size(4096, 384)), (1, 200, 130), (130, 1, 128), (40, 24, 0)],
+    [
+        (size(7168, 200), size(2048, 136), size(4096, 384)),
+        (size(7168, 130), size(7116, 300), 256),
+        *((1, 200, 130), (130, 36, 128), (130, 1, 128), (40, 24, 0)),
+    ],
 )
 def test_a_product_is_added(m: int, n: int, tokens: int, backend: str) -> None:
     a, b, into = rows(m, tokens), rows(n, tokens), randn(m, n)

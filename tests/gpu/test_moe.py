@@ -15,7 +15,10 @@ from tests.gpu.setting import DEVICE, backends, error, randn, same_bits, size
 ALL = backends("reference", "triton")
 TORCHS = backends("reference", "triton", "torch")
 ROWS, HIDDEN, TOP_K, LOCAL = size(16384, 90), size(7168, 1100), 8, 4
-GATES = [(256, 8, 4, 8), (256, 1, 1, 8), (60, 5, 2, 5), (12, 3, 2, 2), (10, 2, 2, 1), (6, 3, 2, 4)]
+GATES = [
+    *((256, 8, 4, 8), (64, 8, 4, 8), (16, 8, 4, 8), (256, 1, 1, 8)),
+    *((60, 5, 2, 5), (12, 3, 2, 2), (10, 2, 2, 1), (6, 3, 2, 4)),
+]
 
 
 def drawn(rows: int, never: int = 2) -> tuple[Tensor, Order, Groups]:

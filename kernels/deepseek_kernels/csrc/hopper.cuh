@@ -48,7 +48,7 @@ __device__ __forceinline__ uint32_t cluster_rank() {
   return rank;
 }
 
-// ---- tensor memory accelerator: boxes of global matrices into shared memory; what lies outside arrives as zeros
+// ---- tensor memory accelerator: boxes of global matrices into shared memory, where what lies outside arrives as zeros, and back
 
 // Has the description of a matrix at hand when its first box is copied.
 __device__ __forceinline__ void expect_boxes_of(const CUtensorMap* map) {
@@ -82,6 +82,7 @@ __device__ __forceinline__ void add_row(void* to, const void* from, uint32_t byt
                "r"(shared_address(from)), "r"(bytes)
                : "memory");
 }
+
 // A box of shared memory to a global matrix; what lies outside is left out.
 __device__ __forceinline__ void write_box(const CUtensorMap* map, const void* from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
@@ -89,14 +90,16 @@ __device__ __forceinline__ void write_box(const CUtensorMap* map, const void* fr
                : "memory");
 }
 
-// Of what a thread adds and writes in these ways:
+// What this thread has added and written so is one group.
 __device__ __forceinline__ void writes_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// until all but kUnderWay groups have been read from shared memory;
+
+// Until all but the last kUnderWay groups of this thread have been read from shared memory.
 template <int kUnderWay>
 __device__ __forceinline__ void writes_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kUnderWay) : "memory");
 }
-// until all of it is there.
+
+// Until all that this thread adds and writes is there.
 __device__ __forceinline__ void writes_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // ---- warpgroup matrix product: d (64 x 128 or 192, FP32) = or += a (64 x 32) b^T (128 or 192 x 32), E4M3 in shared memory

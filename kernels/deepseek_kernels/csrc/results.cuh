@@ -1,6 +1,6 @@
-// How sums leave a warp's registers: 16 rows of 64 or 128 columns, as the matrix instructions leave them, of which a thread has
+// How sums leave a warp's registers: 16 rows of a product as the matrix instructions leave them, of which a thread has
 // two neighbours in every 8 columns of rows lane / 4 and lane / 4 + 8. By way of shared memory, from which the copy engine writes them
-// while the warp goes on; what the engine cannot address is written by the threads.
+// while the warp goes on. Threads write what the engine cannot address, and FP32 that is not added.
 #pragma once
 #include "hopper.cuh"
 
@@ -17,9 +17,9 @@ template <int kColumns>
 constexpr int kBoxes = kColumns == 256 ? 2 : 1;
 
 template <Output kOutput, int kColumns>
-constexpr int kBytes = kOutput == kStoreBf16 ? kBoxes<kColumns> * kBoxBytes : kOutput == kAddFp32 ? kRows * kPitch : 16;
+constexpr int kBytes = kOutput == kStoreBf16 ? kBoxes<kColumns> * kBoxBytes : kOutput == kAddFp32 ? kRows * kPitch : 16;  // 16: of no use
 
-// Where a warp's results go: C [m, n], from this row and column on.
+// Where a warp's results go: C [m, n], of one expert, from this row and column on.
 struct Target {
   void* c;
   const CUtensorMap* boxes;
@@ -32,12 +32,12 @@ __host__ __device__ inline bool boxes_reach(const void* c, int n) {
 }
 
 template <bool kAdd, class T, int kCount>
-__device__ __forceinline__ void store(const Target& to, T* c, const float (&sum)[kCount], int lane) {
+__device__ __forceinline__ void store(const Target& to, const float (&sum)[kCount], int lane) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int row = to.row + lane / 4 + i / 2 % 2 * 8, column = to.column + i / 4 * 8 + lane % 4 * 2 + i % 2;
     if (row >= to.m || column >= to.n) continue;
-    T* at = c + static_cast<int64_t>(row) * to.n + column;
+    T* at = static_cast<T*>(to.c) + static_cast<int64_t>(row) * to.n + column;
     if constexpr (kAdd) *at += sum[i];
     else *at = static_cast<T>(sum[i]);
   }
@@ -46,7 +46,7 @@ __device__ __forceinline__ void store(const Target& to, T* c, const float (&sum)
 // 64 columns at a time. A box's rows of 128 bytes are swizzled: 16 bytes lie where their place and the row's last bits differ.
 template <int kBoxes, int kCount>
 __device__ __forceinline__ void store_bf16(const Target& to, const float (&sum)[kCount], uint8_t* memory, int lane) {
-  if (!boxes_reach(to.c, to.n)) return store<false>(to, static_cast<__nv_bfloat16*>(to.c), sum, lane);
+  if (!boxes_reach(to.c, to.n)) return store<false, __nv_bfloat16>(to, sum, lane);
 #pragma unroll
   for (int box = 0; box < kCount / 32; ++box) {
     uint8_t* bytes = memory + box % kBoxes * kBoxBytes;
@@ -66,8 +66,9 @@ __device__ __forceinline__ void store_bf16(const Target& to, const float (&sum)[
 }
 
 // 128 columns, added to FP32 numbers in the L2 cache.
-__device__ __forceinline__ void add_fp32(const Target& to, float* c, const float (&sum)[64], uint8_t* memory, int lane) {
-  if (to.n % 4 || reinterpret_cast<uintptr_t>(c) % 16) return store<true>(to, c, sum, lane);
+__device__ __forceinline__ void add_fp32(const Target& to, const float (&sum)[64], uint8_t* memory, int lane) {
+  float* c = static_cast<float*>(to.c);
+  if (to.n % 4 || reinterpret_cast<uintptr_t>(c) % 16) return store<true, float>(to, sum, lane);
   hopper::writes_read<0>();  // of what was added before
   __syncwarp();
 #pragma unroll
@@ -82,6 +83,13 @@ __device__ __forceinline__ void add_fp32(const Target& to, float* c, const float
     hopper::add_row(c + static_cast<int64_t>(to.row + lane) * to.n + to.column, memory + lane * kPitch,
                     columns * sizeof(float));
   hopper::writes_commit();
+}
+
+template <Output kOutput, int kColumns, int kCount>
+__device__ __forceinline__ void leave(const Target& to, const float (&sum)[kCount], uint8_t* memory, int lane) {
+  if constexpr (kOutput == kStoreBf16) store_bf16<kBoxes<kColumns>>(to, sum, memory, lane);
+  if constexpr (kOutput == kStoreFp32) store<false, float>(to, sum, lane);
+  if constexpr (kOutput == kAddFp32) add_fp32(to, sum, memory, lane);
 }
 
 }  // namespace results

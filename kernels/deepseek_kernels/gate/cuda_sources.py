@@ -19,7 +19,7 @@ LIMITS = {
     "block_scaled_gemm": Limits(
         168,
         needs={
-            "QGMMA.64x128x32": 48,
+            "QGMMA.64x128x32": 36,
             "QGMMA.64x192x32": 8,
             "UTMALDG.2D.MULTICAST": 4,
             "USETMAXREG": 8,

@@ -9,7 +9,6 @@ from deepseek_kernels.cuda_library import cuda_function
 from deepseek_kernels.machine import BackendUnavailable
 
 _BF16, _FP32, _ADD = 0, 1, 2
-COLUMNS = 0  # of a tile; 0 leaves them to the library
 
 
 def _run(
@@ -21,7 +20,6 @@ def _run(
     *,
     tile_expert: Tensor | None = None,
     starts: Tensor | None = None,
-    rows_b: bool,
     output: int,
     sms: int,
     accumulate: str,
@@ -39,7 +37,7 @@ def _run(
         return
     experts = len(b) if b.ndim == 3 else 1 if starts is None else len(starts) - 1
     # Named, for they must outlive the call.
-    a_scales, b_scales = _aligned(a_scales), _aligned(b_scales) if rows_b else b_scales
+    a_scales, b_scales = _aligned(a_scales), _aligned(b_scales) if output == _ADD else b_scales
     # At least one cluster of two.
     blocks = max(sms, 2) if sms else torch.cuda.get_device_properties(a.device).multi_processor_count
     code = cuda_function("block_scaled_gemm", "deepseek_block_scaled_gemm")(
@@ -55,9 +53,7 @@ def _run(
         k,
         b.shape[-2],
         experts,
-        int(rows_b),
         output,
-        COLUMNS,
         blocks,
         torch.cuda.current_stream(a.device).cuda_stream,
     )
@@ -85,14 +81,14 @@ def gemm(
 ) -> Tensor:
     y = a.new_empty(len(a), rows, dtype=dtype)
     output = _BF16 if dtype is torch.bfloat16 else _FP32
-    _run(a, a_scales, b, b_scales, y, rows_b=False, output=output, sms=sms, accumulate=accumulate)
+    _run(a, a_scales, b, b_scales, y, output=output, sms=sms, accumulate=accumulate)
     return y
 
 
 def gemm_add(
     a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, into: Tensor, accumulate: str, sms: int
 ) -> None:
-    _run(a, a_scales, b, b_scales, into, rows_b=True, output=_ADD, sms=sms, accumulate=accumulate)
+    _run(a, a_scales, b, b_scales, into, output=_ADD, sms=sms, accumulate=accumulate)
 
 
 def grouped_gemm(
@@ -116,7 +112,6 @@ def grouped_gemm(
         b_scales,
         y,
         tile_expert=tile_expert,
-        rows_b=False,
         output=output,
         sms=sms,
         accumulate=accumulate,
@@ -141,7 +136,6 @@ def grouped_gemm_add(
         b_scales,
         into,
         starts=starts,
-        rows_b=True,
         output=_ADD,
         sms=sms,
         accumulate=accumulate,

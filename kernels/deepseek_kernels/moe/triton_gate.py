@@ -102,9 +102,9 @@ def gate_kernel(
         chosen = tl.where(slot == k, one, chosen)
     weight = tl.math.div_rn(chosen, at_least_smallest(total)) * routed_scale
     weight = tl.where(poisoned != 0, float("nan"), weight)
-    at, inside = n[:, None] * K + slot, (n < N)[:, None] & (slot < K)
-    tl.store(id_ptr + at, ids.to(tl.int64), mask=inside)
-    tl.store(weight_ptr + at, weight, mask=inside)
+    to, inside = n[:, None] * K + slot, (n < N)[:, None] & (slot < K)
+    tl.store(id_ptr + to, ids.to(tl.int64), mask=inside)
+    tl.store(weight_ptr + to, weight, mask=inside)
 
 
 @triton.jit
