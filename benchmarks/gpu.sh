@@ -9,6 +9,10 @@ export PYTHONPATH=kernels:.
 out=${1:-benchmarks/results}
 revision=${2:-$(git describe --always --dirty 2>/dev/null || echo unknown)}
 python=${PYTHON:-python3}
+if ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
+  echo "there is no GPU here: python3 -m pytest tests/gpu, and python3 -m benchmarks.kernels rehearse on a CPU" >&2
+  exit 2
+fi
 mkdir -p "$out"
 
 status=0

@@ -23,7 +23,6 @@ from benchmarks.kernel.contest import Contest
 from benchmarks.kernel.measure import ceilings, race
 from benchmarks.kernel.report import facts, table, write
 from deepseek_kernels.machine import interpreting
-from deepseek_kernels.testing import interpreter
 
 RESULTS = Path(__file__).parent / "results"
 REHEARSAL_SHRINK = 64
@@ -45,8 +44,6 @@ def main() -> None:
     given = parser.parse_args()
     on_gpu = torch.cuda.is_available() and not interpreting()
     device = torch.device("cuda" if on_gpu else "cpu")
-    if not on_gpu:
-        interpreter.install()
     torch.manual_seed(time.time_ns())
     limits, results = ceilings(device), []
     for contest in contests(device, 1 if on_gpu else REHEARSAL_SHRINK):

@@ -2,7 +2,6 @@
 
 from deepseek_kernels.choice import FAMILIES, Kernels, choose
 from deepseek_kernels.machine import interpreting
-from deepseek_kernels.testing import interpreter
 
 
 def chosen_kernels(device_type: str) -> Kernels:
@@ -11,5 +10,4 @@ def chosen_kernels(device_type: str) -> Kernels:
         return choose("cuda", {})
     if not interpreting():
         return Kernels()
-    interpreter.install()
     return choose("cpu", dict.fromkeys(set(FAMILIES) - {"wgrad"}, "triton"))

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from benchmarks.kernel.measure import median_ms
 from benchmarks.kernel.trials import Trial, trials
-from deepseek_kernels.machine import interpreting
-from deepseek_kernels.testing import interpreter
+from deepseek_kernels.machine import gpu_there, interpreting
 
 CLOSE = 1e-5  # of sums in another order
 COMPILERS = 8
@@ -84,8 +83,8 @@ def main() -> None:
     parser.add_argument("--compile", type=int, default=None, help="compile every so many, from --first on")
     parser.add_argument("--first", type=int, default=0)
     chosen = parser.parse_args()
-    if interpreting():
-        interpreter.install()
+    if not interpreting() and not gpu_there():
+        parser.error("there is no GPU: to rehearse on a CPU, TRITON_INTERPRET=1 and --shrink 64")
     device = torch.device("cpu" if interpreting() else "cuda")
     if chosen.compile:
         for make in trials(device, 8)[chosen.first :: chosen.compile]:

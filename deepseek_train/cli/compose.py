@@ -20,6 +20,7 @@ from deepseek_train.config.credentials import holds_credentials
 from deepseek_train.config.parse import ConfigError, Problem, known_keys, parse, unknown_key
 from deepseek_train.config.schema import RunConfig
 
+_FP8 = "precision.fp8."
 CONFIG_DIR = Path(next(iter(deepseek_train_configs.__path__)))
 
 
@@ -28,6 +29,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
     # Shares of the run in curves: ${tokens:0.1} is a tenth of train.total_tokens.
     OmegaConf.register_new_resolver("tokens", _share_of_tokens, replace=True)
     good, problems = _sort_out(overrides)
+    problems += _of_fp8(good)
     try:
         config = _built(good)
     except ConfigError as error:
@@ -55,6 +57,17 @@ def _of_the_rest(overrides: list[str], wrong: list[str]) -> list[Problem]:
         return check(_built(kept))
     except ConfigError:
         return []
+
+
+def _of_fp8(overrides: list[str]) -> list[Problem]:
+    """A key of the FP8 recipe must not turn FP8 on by the way."""
+    keys = [text.removeprefix("++").partition("=")[0] for text in overrides if _FP8 in text.partition("=")[0]]
+    try:
+        if not keys or _built([text for text in overrides if _FP8 not in text]).precision.fp8 is not None:
+            return []
+    except ConfigError:
+        return []  # said elsewhere
+    return [Problem(key, "this run does not train in FP8", "Write precision=fp8 as well.") for key in keys]
 
 
 def _sets(override: str, key: str) -> bool:

@@ -28,7 +28,7 @@ from deepseek_train.data.prepare import prepare
 from deepseek_train.monitor.streams import safe_streams
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.data_plan import data_problems
-from deepseek_train.train.device import local_ranks, planned_device, visible_gpus
+from deepseek_train.train.device import local_ranks, memory_problems, planned_device, visible_gpus
 from deepseek_train.train.expert_plan import node_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder import config_yaml
@@ -99,7 +99,7 @@ def _run(argv: list[str]) -> int:
 
 def choose_device(config: RunConfig, layout: ParallelLayout) -> None:
     """Hides the GPUs of this machine from everything below where the run is to use CPUs: because it says so, or, with
-    device=auto, because there are fewer GPUs than ranks."""
+    device=auto, because there are fewer GPUs than ranks. Raises ConfigError where neither can hold it."""
     ranks, gpus, device = local_ranks(layout), visible_gpus(), config.cluster.device
     if device == "cuda" and gpus < ranks:
         what = f"cuda is asked for, but there are {gpus} GPUs for {ranks} ranks on this machine"
@@ -108,6 +108,8 @@ def choose_device(config: RunConfig, layout: ParallelLayout) -> None:
         print(f"{gpus} GPUs for {ranks} ranks: running on CPUs", flush=True)
     if planned_device(device, layout) == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if too_much := memory_problems(config, layout):
+            raise ConfigError(too_much)
 
 
 def prepare_data(config: RunConfig, layout: ParallelLayout, *, under_torchrun: bool) -> None:

@@ -28,7 +28,7 @@ def data_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     if wanted > held_out:
         what = f"an evaluation takes {wanted} sequences of {config.data.sequence_length} tokens, {held_out} exist"
         most = held_out // (layout.dp * config.train.microbatch_size) // 2 * 2
-        mend = f"Use at most {most}" if most else "Lower data.sequence_length"
+        mend = f"Use at most {most}" if most else "Use shorter sequences (data.sequence_length)"
         return [Problem("train.eval_microbatches", what, f"{mend}, or prepare more text for validation.")]
     return []
 

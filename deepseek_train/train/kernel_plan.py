@@ -25,7 +25,7 @@ def kernel_problems(config: RunConfig, device_type: str) -> list[Problem]:
             reason = _beyond_cudnn(config)
         if reason is not None:
             there = ", ".join(["auto", *available(device_type, family)])
-            found.append(Problem(f"kernels.{family}", reason, f"There are: {there}."))
+            found.append(Problem(f"kernels.{family}", reason, f"On this machine there are: {there}."))
     if found or config.precision.fp8 is None or config.precision.fp8.accumulate == "promoted":
         return found
     kernels = plan_kernels(config, device_type)

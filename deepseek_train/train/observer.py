@@ -1,12 +1,12 @@
 """What a run shows and leaves behind: rank 0 owns the monitor and writes the report, other ranks are silent."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
 from deepseek_train.checkpoint.places import Place
-from deepseek_train.config.schema import RunConfig
+from deepseek_train.config.schema import RunConfig, TilesConfig
 from deepseek_train.monitor.console import ConsoleSink
 from deepseek_train.monitor.events import Event, record_event
 from deepseek_train.monitor.jsonl import JsonlSink, read_history
@@ -120,9 +120,16 @@ def _linears(config: RunConfig) -> str:
     fp8, params = config.precision.fp8, config.precision.params.upper()
     if fp8 is None:
         return params
-    classes = ("activations", "gradients", "weights", "weight_gradients")
-    tiles = ", ".join(f"{name.replace('_', ' ')} {getattr(fp8, name).tile}" for name in classes)
-    return f"FP8 ({tiles}), all else in {params}"
+    others = [
+        f"{field.name} {_recipe(value)}"
+        for field in fields(fp8)
+        if (value := getattr(fp8, field.name)) != field.default
+    ]
+    return f"FP8 (V3's recipe{', but ' if others else ''}{', '.join(others)}), all else in {params}"
+
+
+def _recipe(value: TilesConfig | str) -> str:
+    return value if isinstance(value, str) else f"{value.tile} {value.scale}"
 
 
 def describe(config: RunConfig, layout: ParallelLayout) -> str:

@@ -11,7 +11,7 @@ from deepseek_train.config.schema import RunConfig
 from deepseek_train.spec.layout import ParallelLayout
 from deepseek_train.train.batching import microbatches_for
 from deepseek_train.train.data_plan import data_problems
-from deepseek_train.train.device import planned_device
+from deepseek_train.train.device import planned_device, visible_gpus
 from deepseek_train.train.expert_plan import expert_problems
 from deepseek_train.train.fallbacks import fitting, resolve_layout
 from deepseek_train.train.folder_plan import folder_problems, init_problems
@@ -25,8 +25,9 @@ _MOST_LOCAL_RANKS = 64  # more on one machine is a mistake: the big experiments 
 def preflight(config: RunConfig, world_size: int | None) -> list[Problem]:
     """All problems of a run, each with its mend. Reads the configuration, the run folder and the data's manifest."""
     found = check(config)
-    if found:
-        return found  # the rest computes with these numbers
+    if found:  # most of the rest computes with these numbers
+        certain = config.cluster.device == "cpu" or not visible_gpus()
+        return [*found, *(kernel_problems(config, "cpu") if certain else [])]
     chosen = fitting(config, world_size)
     layout = resolve_layout(chosen, world_size)
     return [

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deepseek_kernels.machine import BackendUnavailable, why_not
+from deepseek_kernels.machine import BackendUnavailable, interpreting, why_not
 
 BACKENDS = ("reference", "triton", "torch", "cuda", "ext")
 _LIBRARY = torch.library.Library("deepseek_kernels", "FRAGMENT")
@@ -46,5 +46,9 @@ def _implementation(package: str, name: str, backend: str, backends: tuple[str, 
         raise BackendUnavailable(
             f"{name}: backend {backend!r} cannot run here: {reason}. Use {' or '.join(there)}"
         )
+    if backend == "triton" and interpreting():
+        importlib.import_module(
+            "deepseek_kernels.interpreter"
+        ).install()  # stock, it is wrong for BF16 and FP8
     module = "reference" if backend == "reference" else f"{backend}_impl"
     return getattr(importlib.import_module(f"{package}.{module}"), name)

@@ -11,6 +11,7 @@ from deepseek_train.cli.train_help import SHORT
 from deepseek_train.config.curve import value_at
 from deepseek_train.config.parse import ConfigError
 from deepseek_train.spec.weights import all_weights, count_parameters
+from deepseek_train.train.device import memory_problems
 from deepseek_train.train.fallbacks import resolve_layout
 from deepseek_train.train.preflight import preflight
 
@@ -59,6 +60,26 @@ def test_all_mistakes_of_a_command_line_are_told_together() -> None:
     told = str(error.value)
     for part in ("tinny", "'train.total_tokens'", "'parallel.pp'", "model.num_heads", "what is this"):
         assert part in told
+
+
+def test_a_key_of_the_fp8_recipe_does_not_turn_fp8_on() -> None:
+    scale = "precision.fp8.activations.scale=pow2"
+    with pytest.raises(ConfigError, match=r"precision.fp8.activations.scale: .* Write precision=fp8 as well"):
+        compose_config(["experiment=tiny", "precision=bf16", scale])
+    recipe = compose_config(["experiment=tiny", scale, "precision=fp8"]).precision.fp8
+    assert recipe is not None
+    assert recipe.activations.scale == "pow2"
+
+
+def test_a_model_that_this_machine_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = {"SC_PHYS_PAGES": 8 << 20, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    config = compose_config(["experiment=h100_proxy", "cluster.device=cpu"])
+    layout = resolve_layout(config, None)
+    (problem,) = memory_problems(config, layout)
+    assert problem.what.startswith("2.57B parameters with gradients and moments take 33.5 GiB at least")
+    monkeypatch.setitem(pages, "SC_PHYS_PAGES", 9 << 20)
+    assert not memory_problems(config, layout)
 
 
 def test_keys_that_no_yaml_mentions_can_be_overridden() -> None:

@@ -1,5 +1,8 @@
 """Backends are chosen once, by name or by device; one that cannot be had is refused with what there is."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,9 +99,34 @@ def test_a_launch_is_told_of_every_family_at_once(
     )
     found = preflight(config, None)
     assert [p.where for p in found] == ["kernels.quant", "kernels.moe"]
-    assert [p.mend for p in found] == ["There are: auto, reference.", "There are: auto, reference, torch."]
+    assert [p.mend for p in found] == [
+        "On this machine there are: auto, reference.",
+        "On this machine there are: auto, reference, torch.",
+    ]
     assert kernel_problems(compose_config(["experiment=tiny", "precision=fp8"]), "cpu") == []
     assert plan_kernels(compose_config(["experiment=tiny"]), "cpu") == ON_CPU
+
+
+def test_a_wrong_recipe_does_not_hide_a_wrong_kernel(compiled: None) -> None:
+    asked = ["experiment=tiny", "precision=fp8", "precision.fp8.weights.tile=1x128", "kernels.gemm=tritn"]
+    found = preflight(compose_config([*asked, "cluster.device=cpu"]), None)
+    assert [p.where for p in found] == ["precision.fp8.weights.tile", "kernels.gemm"]
+
+
+def test_what_anybody_interprets_is_exact() -> None:
+    """With TRITON_INTERPRET=1, as messages recommend, and nothing else: the stock interpreter gives 64 and 384."""
+    script = """
+import torch
+from deepseek_kernels.quant import quantise_rows
+x = torch.zeros(2, 128, dtype=torch.bfloat16)
+x[0, 0], x[0, 1], x[0, 2], x[1, 0] = 448.0, 127.0, 31.5, torch.nan
+print(quantise_rows(x, pow2=False, backend="triton").values.float()[[0, 0, 1], [1, 2, 0]].tolist())
+"""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[128.0, 32.0, nan]"
 
 
 def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:
@@ -123,9 +151,6 @@ def test_the_recipe_can_be_changed_by_the_key(tmp_path: Path, monkeypatch: pytes
     fp8 = compose_config(["precision=fp8", "precision.fp8.gradients.tile=128x128"]).precision.fp8
     assert fp8 is not None
     assert (fp8.gradients.tile, fp8.gradients.scale, fp8.expert_inputs.scale) == ("128x128", "fp32", "pow2")
-    alone = compose_config(["precision=bf16", "precision.fp8.attention_output=params"]).precision.fp8
-    assert alone is not None
-    assert alone.attention_output == "params"
     assert compose_config(["precision=bf16"]).precision.fp8 is None
     with pytest.raises(ConfigError, match=r"Did you mean 'precision\.fp8\.gradients\.tile'"):
         compose_config(["precision=fp8", "precision.fp8.gradient.tile=128x128"])

@@ -5,15 +5,15 @@ with a failure."""
 import torch
 from torch import Tensor
 
+from deepseek_kernels import interpreter
 from deepseek_kernels.formats import Blocks, Packed, Rows
 from deepseek_kernels.machine import interpreting, why_not
-from deepseek_kernels.testing import interpreter
 
 ON_GPU = torch.cuda.is_available() and not interpreting()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 if not ON_GPU:
-    interpreter.install()
+    interpreter.install()  # for kernels that are launched without the registry
 
 
 def backends(*names: str) -> list[str]:

@@ -1,8 +1,6 @@
-"""Triton's CPU interpreter made exact: stock, it rounds FP8 conversions wrongly, truncates FP32 to BF16 and
-multiplies the
-bit patterns of BF16 (3.6.0 and 3.9.0). ``install`` replaces those conversions by torch's and lifts BF16 to FP32 around
-arithmetic. For tests only: call it once, before the first launch, with TRITON_INTERPRET=1 set before triton is
-imported.
+"""Triton's CPU interpreter made exact: stock, it rounds FP8 conversions wrongly, truncates FP32 to BF16 and multiplies
+the bit patterns of BF16 (3.6.0 and 3.9.0). ``install`` replaces those conversions by torch's and lifts BF16 to FP32
+around arithmetic. The registry calls it before a Triton kernel's first launch with TRITON_INTERPRET=1.
 """
 
 from collections.abc import Callable
