@@ -1,5 +1,6 @@
 """Backends are chosen once, by name or by device; one that cannot be had is refused with what there is."""
 
+import doctest
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import deepseek_kernels
 from deepseek_kernels import choice, machine
 from deepseek_kernels.choice import FAMILIES, ON_CPU, Kernels, available, choose
 from deepseek_kernels.machine import BackendUnavailable
@@ -127,6 +129,11 @@ print(quantise_rows(x, pow2=False, backend="triton").values.float()[[0, 0, 1], [
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[128.0, 32.0, nan]"
+
+
+def test_the_example_of_the_package_runs() -> None:
+    done = doctest.testmod(deepseek_kernels)
+    assert (done.attempted, done.failed) == (11, 0)
 
 
 def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:
