@@ -50,7 +50,8 @@ def main() -> None:
         if given.only in contest.op:
             results += race(contest, limits, device)
             for one in results[-len(contest.entries) :]:
-                print(f"{one.op} {one.shape} {one.entry}: {one.ms} ms {one.note}", flush=True)
+                took = one.note if one.ms is None else f"{one.ms:.4f} ms"
+                print(f"{one.op} {one.shape} {one.entry}: {took}", flush=True)
     about = facts(device, given.revision)
     if given.out or on_gpu:
         print(write(given.out or RESULTS, "kernels", about, limits, results))
