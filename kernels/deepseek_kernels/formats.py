@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deepseek_kernels.shapes import check_axes, check_dtype, check_shape
+
 TILE = 128
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of E4M3
@@ -32,6 +34,12 @@ class Rows:
     scales: Tensor  # FP32 [KP / 128, M]
     width: int  # K
 
+    def __post_init__(self) -> None:
+        check_axes("Rows", "values", self.values, "M, KP")
+        check_dtype("Rows", "values", self.values.dtype, E4M3)
+        rows, width = len(self.values), padded(self.width)
+        _check_sizes("Rows", self.values, (rows, width), self.scales, (width // TILE, rows))
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -41,6 +49,12 @@ class Blocks:
     scales: Tensor  # FP32 [NP / 128, KP / 128] or [E, NP / 128, KP / 128]
     rows: int  # N
     width: int  # K
+
+    def __post_init__(self) -> None:
+        check_axes("Blocks", "values", self.values, "NP, KP", "E, NP, KP")
+        check_dtype("Blocks", "values", self.values.dtype, E4M3)
+        experts, n, k = tuple(self.values.shape[:-2]), padded(self.rows), padded(self.width)
+        _check_sizes("Blocks", self.values, (*experts, n, k), self.scales, (*experts, n // TILE, k // TILE))
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,12 @@ class Packed:
     words: Tensor  # int32 [M, KP / 8 * 3]
     scales: Tensor  # FP32 [KP / 128, M]
     width: int  # K
+
+    def __post_init__(self) -> None:
+        check_axes("Packed", "words", self.words, "M, KP / 8 * 3")
+        check_dtype("Packed", "words", self.words.dtype, torch.int32)
+        rows, width = len(self.words), padded(self.width)
+        _check_sizes("Packed", self.words, (rows, width // 8 * 3), self.scales, (width // TILE, rows))
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,8 @@ class Groups:
 
     @staticmethod
     def of(rows_E: tuple[int, ...], device: torch.device | str = "cpu") -> "Groups":
+        if any(rows < 0 for rows in rows_E):
+            raise ValueError(f"Groups.of: rows_E is {rows_E}, must not be negative")
         tiles = [padded(rows) // TILE for rows in rows_E]
         starts = [0]
         for count in tiles:
@@ -81,6 +103,17 @@ def new_tiles(like: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
     """Values and scales of a matrix [rows, width] in tiles along its rows, both still to be written."""
     values = like.new_empty(rows, padded(width), dtype=E4M3)
     return values, like.new_empty(padded(width) // TILE, rows, dtype=torch.float32)
+
+
+def _check_sizes(
+    kind: str, values: Tensor, shape: tuple[int, ...], scales: Tensor, scales_shape: tuple[int, ...]
+) -> None:
+    if values.shape != shape:
+        raise ValueError(
+            f"{kind}: values are {list(values.shape)}, of this width and rows they are {list(shape)}"
+        )
+    check_shape(kind, "scales", scales, scales_shape, "values", shape)
+    check_dtype(kind, "scales", scales.dtype, torch.float32)
 
 
 def padded(size: int) -> int:

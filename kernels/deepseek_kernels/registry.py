@@ -42,9 +42,9 @@ def _implementation(package: str, name: str, backend: str, backends: tuple[str, 
         raise BackendUnavailable(f"{name}: there is no backend {backend!r}; there are {', '.join(backends)}")
     reason = why_not(backend)
     if reason is not None:
-        there = [one for one in backends if why_not(one) is None]
+        sure = [one for one in ("reference", "triton", "cuda") if one in backends and why_not(one) is None]
         raise BackendUnavailable(
-            f"{name}: backend {backend!r} cannot run here: {reason}. Use {' or '.join(there)}"
+            f"{name}: backend {backend!r} cannot run here: {reason}. Use {' or '.join(sure)}"
         )
     if backend == "triton" and interpreting():
         importlib.import_module(

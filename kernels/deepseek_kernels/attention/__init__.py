@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_shape
 
 
 def _fake(
@@ -91,6 +92,8 @@ def attention_backward(
         raise ValueError(
             f"d_out {tuple(d_out_BTHV.shape)} or out {tuple(out_BTHV.shape)} is not shaped like v"
         )
+    b, t, h, _ = q_BTHQ.shape
+    check_shape("attention_backward", "lse", lse_BHT, (b, h, t), "q", q_BTHQ.shape)
     return _attention_backward(
         d_out_BTHV,
         q_BTHQ,

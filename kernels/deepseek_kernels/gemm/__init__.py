@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepseek_kernels.formats import Blocks, Groups, Rows
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import NUMBERS, check_axes, check_dtype
 
 # How the reference adds up. "promoted": FP32 throughout, what the promotion comes to. "hopper": the tensor cores'
 # 14 bits
@@ -102,7 +103,8 @@ def gemm(
     """a b^T: [M, b.rows] in ``dtype`` (BF16 or FP32). A linear's forward (b = W), or its input gradient (b = W^T).
     ``accumulate``: other than "promoted" with the reference alone. ``sms``: how many multiprocessors to take, leaving
     the others to communication; 0: all. Few rows or columns cost as much as 128 of them."""
-    _check_contraction(a, b)
+    _check_result("gemm", b, "N, K", dtype)
+    _check_contraction("gemm", a, b, accumulate)
     return _gemm(a.values, a.scales, b.values, b.scales, b.rows, dtype, accumulate, sms, backend=backend)
 
 
@@ -111,8 +113,9 @@ def gemm_add(
 ) -> None:
     """into += a b^T, FP32 [M, N]: a weight gradient from dy^T [out, tokens] and x^T [in, tokens]. The product is summed
     first and added once."""
-    _check_contraction(a, b)
-    _check_sum(into, (len(a.values), len(b.values)))
+    _check_rows("gemm_add", b)
+    _check_contraction("gemm_add", a, b, accumulate)
+    _check_sum("gemm_add", into, (len(a.values), len(b.values)))
     _gemm_add(a.values, a.scales, b.values, b.scales, into, accumulate, sms, backend=backend)
 
 
@@ -127,11 +130,12 @@ def grouped_gemm(
     sms: int = 0,
 ) -> Tensor:
     """For each expert e its padded rows of ``a`` times b[e]^T: [A, b.rows]. Padding rows give zeros."""
-    _check_contraction(a, b)
+    _check_result("grouped_gemm", b, "E, N, K", dtype)
+    _check_contraction("grouped_gemm", a, b, accumulate)
     if len(a.values) != groups.padded or len(b.values) != len(groups.rows_E):
         raise ValueError(
-            f"{len(a.values)} rows for {len(b.values)} experts, but the groups are {len(groups.rows_E)} with "
-            f"{groups.padded} rows, padding counted"
+            f"grouped_gemm: {len(a.values)} rows for {len(b.values)} experts, but the groups are "
+            f"{len(groups.rows_E)} with {groups.padded} rows, padding counted"
         )
     return _grouped_gemm(
         a.values,
@@ -160,28 +164,49 @@ def grouped_gemm_add(
 ) -> None:
     """into[e] += a_e b_e^T, FP32 [E, N, K], where a_e and b_e are the columns of expert e: dy^T [N, A] and x^T [K, A],
     rows sorted and padded as in ``groups``. An expert without rows keeps what it has."""
-    _check_contraction(a, b)
-    _check_sum(into, (len(groups.rows_E), len(a.values), len(b.values)))
+    _check_rows("grouped_gemm_add", b)
+    _check_contraction("grouped_gemm_add", a, b, accumulate)
+    _check_sum("grouped_gemm_add", into, (len(groups.rows_E), len(a.values), len(b.values)))
     if a.values.shape[1] != groups.padded:
-        raise ValueError(f"{a.values.shape[1]} columns, but the groups have {groups.padded}, padding counted")
+        raise ValueError(
+            f"grouped_gemm_add: {a.values.shape[1]} columns, but the groups have {groups.padded}, padding counted"
+        )
     _grouped_gemm_add(
         a.values, a.scales, b.values, b.scales, groups.starts, into, accumulate, sms, backend=backend
     )
 
 
-def _check_contraction(a: Rows, b: Rows | Blocks) -> None:
-    if a.values.shape[1] != b.values.shape[-1]:
-        raise ValueError(
-            f"both operands end in the contraction axis: a has {a.values.shape[1]}, b {b.values.shape[-1]}, padding "
-            "counted (a weight gradient takes both transposed: dy^T and x^T)"
+def _check_result(function: str, b: Blocks, legend: str, dtype: torch.dtype) -> None:
+    if not isinstance(b, Blocks):
+        raise TypeError(
+            f"{function}: b is {type(b).__name__}, must be Blocks; {function}_add takes Rows twice"
         )
+    check_axes(function, "b", b.values, legend)
+    check_dtype(function, "the result's dtype", dtype, *NUMBERS)
+
+
+def _check_contraction(function: str, a: Rows, b: Rows | Blocks, accumulate: str) -> None:
+    if a.width != b.width:
+        raise ValueError(
+            f"{function}: both operands end in the contraction axis: a has {a.width}, b {b.width} (a weight gradient "
+            "takes both transposed: dy^T and x^T)"
+        )
+    if accumulate not in ACCUMULATIONS:
+        raise ValueError(f"{function}: accumulate is {accumulate!r}, must be {' or '.join(ACCUMULATIONS)}")
     for name, one in (("a", a), ("b", b)):
         if not (one.values.is_contiguous() and one.scales.is_contiguous()):
-            raise ValueError(f"values and scales of {name} are addressed as they lie: make them contiguous")
+            raise ValueError(
+                f"{function}: values and scales of {name} are addressed as they lie: make them contiguous"
+            )
 
 
-def _check_sum(into: Tensor, shape: tuple[int, ...]) -> None:
+def _check_rows(function: str, b: Rows) -> None:
+    if not isinstance(b, Rows):
+        raise TypeError(f"{function}: b is {type(b).__name__}, must be Rows")
+
+
+def _check_sum(function: str, into: Tensor, shape: tuple[int, ...]) -> None:
     if into.shape != shape or into.dtype != torch.float32 or not into.is_contiguous():
         raise ValueError(
-            f"the product is added into contiguous FP32 {list(shape)}, not {into.dtype} {list(into.shape)}"
+            f"{function}: the product is added into contiguous FP32 {list(shape)}, not {into.dtype} {list(into.shape)}"
         )

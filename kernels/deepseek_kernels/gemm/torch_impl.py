@@ -43,7 +43,7 @@ def _refuse(a: Tensor, accumulate: str) -> None:
         )
     if a.device.type != "cuda":
         raise BackendUnavailable(
-            "backend 'torch' is cuBLAS's block-scaled product, which a CPU does not have: use 'triton' or 'reference'"
+            "backend 'torch' is cuBLAS's block-scaled product, which a CPU does not have: use 'reference'"
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_axes, check_dtype
 
 IGNORED = -100
 
@@ -47,10 +48,14 @@ def cross_entropy_(logits_NV: Tensor, labels_N: Tensor, scale: Tensor | float, *
     a number, or one element FP32 on the device. A row with a NaN or +Inf, and one whose label is no column, has a loss
     and gradient of NaN. Raises ValueError where logits are not contiguous or labels do not fit.
     """
+    check_axes("cross_entropy_", "logits", logits_NV, "N, V")
+    check_dtype("cross_entropy_", "labels", labels_N.dtype, torch.int64)
     if not logits_NV.is_contiguous():
         raise ValueError(f"logits must be contiguous to be overwritten, strides are {logits_NV.stride()}")
     if labels_N.shape != logits_NV.shape[:1]:
         raise ValueError(f"labels {tuple(labels_N.shape)} do not fit logits {tuple(logits_NV.shape)}")
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=_wide(logits_NV.dtype), device=logits_NV.device)
+    elif scale.numel() != 1:
+        raise ValueError(f"cross_entropy_: scale is {list(scale.shape)}, must be one element")
     return _cross_entropy_(logits_NV, labels_N, scale, backend=backend)

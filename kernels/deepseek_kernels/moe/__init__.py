@@ -11,6 +11,7 @@ from torch import Tensor
 from deepseek_kernels.formats import Rows
 from deepseek_kernels.moe.order import Order, order
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_axes, check_dtype, check_shape
 
 __all__ = ["Order", "expand", "expand_rows", "gate", "gate_backward", "order", "reduce"]
 _BACKENDS = ("reference", "triton", "torch")
@@ -26,8 +27,11 @@ _expand = define(
 
 
 def expand(x_RD: Tensor, padded_to_row_P: Tensor, *, backend: str) -> Tensor:
-    """Row p is ``x[padded_to_row[p]]``, zeros where that is -1: [P, D], BF16 or FP32. ``padded_to_row``: int32.
-    The backward is ``reduce`` of the gradient, with the same ``Order``."""
+    """Row p is ``x[padded_to_row[p]]``, zeros where that is -1: [P, D], BF16 or FP32. ``padded_to_row``: int32,
+    not checked to be below R, which would wait for the device. The backward is ``reduce`` of the gradient, with the
+    same ``Order``."""
+    check_axes("expand", "x", x_RD, "R, D")
+    _check_index("expand", "padded_to_row", padded_to_row_P, "P")
     return _expand(x_RD, padded_to_row_P, backend=backend)
 
 
@@ -49,6 +53,7 @@ _expand_rows = define(
 
 def expand_rows(rows: Rows, padded_to_row_P: Tensor, *, pow2: bool, backend: str) -> Rows:
     """``expand`` of quantised rows. Padding rows are what quantising zeros gives; ``pow2``: as ``rows`` was made."""
+    _check_index("expand_rows", "padded_to_row", padded_to_row_P, "P")
     values, scales = _expand_rows(rows.values, rows.scales, padded_to_row_P, pow2, backend=backend)
     return Rows(values, scales, rows.width)
 
@@ -64,7 +69,10 @@ _reduce = define(
 
 def reduce(y_PD: Tensor, row_to_padded_RK: Tensor, *, backend: str) -> Tensor:
     """Row r is the sum over k of ``y[row_to_padded[r, k]]``, -1: nothing: [R, D]. Added in FP32 in the order of k and
-    rounded once: the same bits every time. ``row_to_padded``: int32. The backward is ``expand`` of the gradient."""
+    rounded once: the same bits every time. ``row_to_padded``: int32, not checked to be below P. The backward is
+    ``expand`` of the gradient."""
+    check_axes("reduce", "y", y_PD, "P, D")
+    _check_index("reduce", "row_to_padded", row_to_padded_RK, "R, K")
     return _reduce(y_PD, row_to_padded_RK, backend=backend)
 
 
@@ -103,12 +111,14 @@ def gate(
     NaN compares as -inf, so the ids are always different and in range, and a token with a NaN anywhere has weights that
     are all NaN. Raises ValueError where the numbers do not fit one another.
     """
-    experts, best = scores_NE.shape[1], top_k // groups_kept
-    if experts % groups or not 1 <= groups_kept <= groups:
+    check_axes("gate", "scores", scores_NE, "N, E")
+    check_shape("gate", "bias", bias_E, (scores_NE.shape[1],), "scores", scores_NE.shape)
+    experts = scores_NE.shape[1]
+    if groups < 1 or experts % groups or not 1 <= groups_kept <= groups:
         raise ValueError(f"{experts} experts cannot be {groups} equal groups of which {groups_kept} are kept")
     if not 1 <= top_k <= experts // groups * groups_kept:
         raise ValueError(f"{groups_kept} groups of {experts // groups} experts do not have {top_k} to choose")
-    if groups_kept < groups and not best:
+    if groups_kept < groups and top_k < groups_kept:
         raise ValueError(f"top_k {top_k} below groups_kept {groups_kept}: a group would count nothing")
     return _gate(scores_NE, bias_E, groups, groups_kept, top_k, routed_scale, backend=backend)
 
@@ -131,5 +141,16 @@ def gate_backward(
     d_weights_NK: Tensor, scores_NE: Tensor, ids_NK: Tensor, routed_scale: float, *, backend: str
 ) -> Tensor:
     """The gradient of ``gate``'s scores from that of its weights, FP32 [N, E]: with t the sum of the chosen scores,
-    d_s_k = routed_scale / t (d_w_k - sum_j d_w_j s_j / t); zero for experts that were not chosen."""
+    d_s_k = routed_scale / t (d_w_k - sum_j d_w_j s_j / t); zero for experts that were not chosen.
+    ``ids``: int64, not checked to be below E."""
+    check_axes("gate_backward", "scores", scores_NE, "N, E")
+    check_axes("gate_backward", "ids", ids_NK, "N, K")
+    check_dtype("gate_backward", "ids", ids_NK.dtype, torch.int64)
+    check_shape("gate_backward", "ids", ids_NK, (len(scores_NE), ids_NK.shape[1]), "scores", scores_NE.shape)
+    check_shape("gate_backward", "d_weights", d_weights_NK, ids_NK.shape, "ids", ids_NK.shape)
     return _gate_backward(d_weights_NK, scores_NE, ids_NK, routed_scale, backend=backend)
+
+
+def _check_index(function: str, name: str, index: Tensor, legend: str) -> None:
+    check_axes(function, name, index, legend)
+    check_dtype(function, name, index.dtype, torch.int32)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepseek_kernels.formats import Groups
+from deepseek_kernels.shapes import check_dtype, check_shape
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ def order(assignment_to_slot_A: Tensor, num_rows: int, top_k: int, groups: Group
     same device. Plain torch on every backend."""
     device, count = assignment_to_slot_A.device, len(assignment_to_slot_A)
     rows_E = groups.rows_E
+    check_dtype("order", "assignment_to_slot", assignment_to_slot_A.dtype, torch.int64)
+    check_shape("order", "assignment_to_slot", assignment_to_slot_A, (sum(rows_E),), "groups of", rows_E)
     ends = torch.tensor([*accumulate(rows_E)], dtype=torch.int64).to(device, non_blocking=True)
     sorted_A = torch.arange(count, device=device)
     expert_A = torch.searchsorted(ends, sorted_A, right=True)

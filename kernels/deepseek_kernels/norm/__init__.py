@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepseek_kernels.formats import E4M3, TILE, Rows, padded
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_axes, check_dtype, check_shape
 
 
 def _fake_norm(x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -66,6 +67,7 @@ _rms_norm_gain_gradient = define(
 
 def rms_norm(x_MD: Tensor, gain_D: Tensor, eps: float, *, backend: str) -> tuple[Tensor, Tensor]:
     """BF16 or FP32 [M, D] to y [M, D] in its dtype, and the scales, FP32 [M]. A NaN or Inf in a row spoils that row."""
+    _check("rms_norm", x_MD, gain_D=gain_D)
     return _rms_norm(x_MD, gain_D, eps, backend=backend)
 
 
@@ -75,6 +77,7 @@ def rms_norm_quantise(
     """``rms_norm``, and ``quant.quantise_rows`` of the y it returns (as rounded to the dtype of ``x``), bit for bit: y,
     scales and tiles. Between this y and that of ``rms_norm`` alone may lie a rounding: a compiler may add up a row's
     squares in another order."""
+    _check("rms_norm_quantise", x_MD, gain_D=gain_D)
     y_MD, scale_M, values, scales = _rms_norm_quantise(x_MD, gain_D, eps, pow2, backend=backend)
     return y_MD, scale_M, Rows(values, scales, x_MD.shape[1])
 
@@ -86,6 +89,7 @@ def rms_norm_backward(
 
     dx = scale * (d - n * mean(d * n)) with d = dy * gain and n = x * scale, both in FP32.
     """
+    _check("rms_norm_backward", x_MD, gain_D=gain_D, scale_M=scale_M, dy_MD=dy_MD)
     return _rms_norm_backward(dy_MD, x_MD, scale_M, gain_D, backend=backend)
 
 
@@ -94,4 +98,27 @@ def rms_norm_gain_gradient(
 ) -> None:
     """Adds the sum over rows of dy * cast(x * scale) to ``into``, FP32 [D]. The order of additions depends on M
     alone."""
+    _check("rms_norm_gain_gradient", x_MD, scale_M=scale_M, dy_MD=dy_MD, into_D=into_D)
+    check_dtype("rms_norm_gain_gradient", "into", into_D.dtype, torch.float32, torch.float64)
     _rms_norm_gain_gradient(dy_MD, x_MD, scale_M, into_D, backend=backend)
+
+
+def _check(
+    function: str,
+    x_MD: Tensor,
+    *,
+    gain_D: Tensor | None = None,
+    into_D: Tensor | None = None,
+    scale_M: Tensor | None = None,
+    dy_MD: Tensor | None = None,
+) -> None:
+    check_axes(function, "x", x_MD, "M, D")
+    rows, channels = x_MD.shape
+    for name, given, shape in (
+        ("gain", gain_D, (channels,)),
+        ("into", into_D, (channels,)),
+        ("scale", scale_M, (rows,)),
+        ("dy", dy_MD, (rows, channels)),
+    ):
+        if given is not None:
+            check_shape(function, name, given, shape, "x", x_MD.shape)

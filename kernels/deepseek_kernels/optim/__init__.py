@@ -7,9 +7,11 @@ FP32 inside, every operation rounded once, in this order: ``reference`` and ``tr
 adds in another order; on CPUs it is several times faster.
 """
 
+import torch
 from torch import Tensor
 
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_dtype
 
 
 def _fake(
@@ -58,4 +60,19 @@ def adamw(
     ``low``, BF16 [N], becomes the rounded copy of the updated weights that the model computes with. ``step`` counts
     from 1.
     """
+    for name, one in (
+        ("weight", weight),
+        ("grad", grad),
+        ("exp_avg", exp_avg),
+        ("exp_avg_sq", exp_avg_sq),
+        ("low", low),
+    ):
+        if one is not None and one.numel() != weight.numel():
+            raise ValueError(
+                f"adamw: {name} is {list(one.shape)}, must be of one size with weight {list(weight.shape)}"
+            )
+        if one is not None and not one.is_contiguous():
+            raise ValueError(f"adamw: {name} must be contiguous, strides are {one.stride()}")
+    check_dtype("adamw", "weight", weight.dtype, torch.float32)
+    check_dtype("adamw", "grad", grad.dtype, torch.float32)
     _adamw(weight, grad, exp_avg, exp_avg_sq, low, lr, beta1, beta2, eps, weight_decay, step, backend=backend)

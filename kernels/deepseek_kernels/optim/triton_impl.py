@@ -34,7 +34,6 @@ def adamw(
     weight: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, low: Tensor | None,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
 ) -> None:  # fmt: skip
-    assert all(one.is_contiguous() for one in (weight, grad, exp_avg, exp_avg_sq))
     by = Factors.of(lr, beta1, beta2, eps, weight_decay, step)
     n = weight.numel()
     if n:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from deepseek_kernels.formats import E4M3, TILE, Blocks, Packed, Rows, new_tiles, padded
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import NUMBERS, check_axes, check_dtype
 
 
 def _fake_rows(x: Tensor, pow2: bool) -> tuple[Tensor, Tensor]:
@@ -88,18 +89,21 @@ _unpack_e5m6 = define(
 
 def quantise_rows(x_MK: Tensor, *, pow2: bool, backend: str) -> Rows:
     """BF16 or FP32 [M, K] in tiles of 1 x 128. K is padded with zeros to a multiple of 128; M may be 0."""
+    _check_matrix("quantise_rows", x_MK)
     values, scales = _quantise_rows(x_MK, pow2, backend=backend)
     return Rows(values, scales, x_MK.shape[1])
 
 
 def quantise_columns(x_MK: Tensor, *, pow2: bool, backend: str) -> Rows:
     """The transpose of ``x`` in tiles of 128 x 1: rows of x^T [K, MP], as weight gradients contract over tokens."""
+    _check_matrix("quantise_columns", x_MK)
     values, scales = _quantise_columns(x_MK, pow2, backend=backend)
     return Rows(values, scales, x_MK.shape[0])
 
 
 def quantise_both(x_MK: Tensor, *, pow2: bool, backend: str) -> tuple[Rows, Rows]:
     """``quantise_rows`` and ``quantise_columns``, reading ``x`` once."""
+    _check_matrix("quantise_both", x_MK)
     values, scales, values_t, scales_t = _quantise_both(x_MK, pow2, backend=backend)
     return Rows(values, scales, x_MK.shape[1]), Rows(values_t, scales_t, x_MK.shape[0])
 
@@ -112,6 +116,8 @@ def requantise_columns(rows: Rows, *, pow2: bool, backend: str) -> Rows:
 
 def quantise_blocks(w: Tensor, *, pow2: bool, backend: str) -> Blocks:
     """A weight [N, K] or [E, N, K] in blocks of 128 x 128."""
+    check_axes("quantise_blocks", "w", w, "N, K", "E, N, K")
+    check_dtype("quantise_blocks", "w", w.dtype, *NUMBERS)
     values, scales = _quantise_blocks(w, pow2, backend=backend)
     return Blocks(values, scales, w.shape[-2], w.shape[-1])
 
@@ -130,6 +136,7 @@ def dequantise(rows: Rows, dtype: torch.dtype, *, backend: str) -> Tensor:
 def pack_e5m6(x_MK: Tensor, *, backend: str) -> Packed:
     """BF16 or FP32 [M, K] in 12 bits an element, with a power-of-two scale for 1 x 128 (V3 report section
     3.3.3: what is kept of the attention output). A NaN stays one."""
+    _check_matrix("pack_e5m6", x_MK)
     words, scales = _pack_e5m6(x_MK, backend=backend)
     return Packed(words, scales, x_MK.shape[1])
 
@@ -137,3 +144,8 @@ def pack_e5m6(x_MK: Tensor, *, backend: str) -> Packed:
 def unpack_e5m6(packed: Packed, dtype: torch.dtype, *, backend: str) -> Tensor:
     """[M, K] in ``dtype``, BF16 or wider: exact, but for what its least exponent cuts off."""
     return _unpack_e5m6(packed.words, packed.scales, packed.width, dtype, backend=backend)
+
+
+def _check_matrix(function: str, x_MK: Tensor) -> None:
+    check_axes(function, "x", x_MK, "M, K")
+    check_dtype(function, "x", x_MK.dtype, *NUMBERS)

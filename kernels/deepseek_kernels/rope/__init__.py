@@ -6,6 +6,7 @@ Legend: B sequences, T positions, H heads, R rope channels (even).
 from torch import Tensor
 
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_axes
 
 
 def _fake_rotate_(x_BTHR: Tensor, turns_TR2: Tensor, inverse: bool) -> None:
@@ -31,6 +32,7 @@ def rotate_(x_BTHR: Tensor, turns_TR2: Tensor, *, inverse: bool, backend: str) -
     Raises ValueError where shapes do not fit, where channels are not contiguous, and where heads, positions or
     sequences share memory (an ``expand``: turn before it).
     """
+    check_axes("rotate_", "x", x_BTHR, "B, T, H, R")
     batch, length, heads, size = x_BTHR.shape
     if size % 2 or turns_TR2.shape != (length, size // 2, 2):
         raise ValueError(f"turns {tuple(turns_TR2.shape)} do not fit {length} positions of {size} channels")

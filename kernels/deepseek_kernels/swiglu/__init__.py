@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepseek_kernels.formats import Rows, new_tiles
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_axes, check_shape
 
 
 def _fake_swiglu(gate_up: Tensor, weight: Tensor | None) -> Tensor:
@@ -90,13 +91,28 @@ def _parts(gate_up: Tensor | Rows) -> tuple[Tensor, Tensor | None, int]:
     return gate_up, None, gate_up.shape[1]
 
 
+def _check(function: str, gate_up: Tensor | Rows, weight: Tensor | None, dy: Tensor | None = None) -> None:
+    if isinstance(gate_up, Tensor):  # else the matrix that Rows is
+        check_axes(function, "gate_up", gate_up, "M, 2F")
+    values, _, width = _parts(gate_up)
+    rows = len(values)
+    if width % 2:
+        raise ValueError(f"{function}: gate_up is {[rows, width]}, must be [M, 2F], two halves")
+    if weight is not None:
+        check_shape(function, "weight", weight, (rows,), "gate_up", (rows, width))
+    if dy is not None:
+        check_shape(function, "dy", dy, (rows, width // 2), "gate_up", (rows, width))
+
+
 def swiglu(gate_up_MF2: Tensor, weight_M: Tensor | None, *, backend: str) -> Tensor:
     """BF16 or FP32 [M, 2F] to y [M, F] in its dtype, rounded once."""
+    _check("swiglu", gate_up_MF2, weight_M)
     return _swiglu(gate_up_MF2, weight_M, backend=backend)
 
 
 def swiglu_quantise(gate_up: Tensor | Rows, weight_M: Tensor | None, *, pow2: bool, backend: str) -> Rows:
     """y in tiles of 1 x 128, from FP32: what the down-projection multiplies."""
+    _check("swiglu_quantise", gate_up, weight_M)
     values, scales = _swiglu_quantise(*_parts(gate_up), weight_M, pow2, backend=backend)
     return Rows(values, scales, _parts(gate_up)[2] // 2)
 
@@ -106,6 +122,7 @@ def swiglu_quantise_columns(
 ) -> Rows:
     """y computed again, transposed, in tiles of 128 x 1, from FP32: rows of y^T [F, MP], as the weight gradient of the
     down-projection contracts over tokens."""
+    _check("swiglu_quantise_columns", gate_up, weight_M)
     values, scales = _swiglu_quantise_columns(*_parts(gate_up), weight_M, pow2, backend=backend)
     return Rows(values, scales, len(_parts(gate_up)[0]))
 
@@ -118,6 +135,7 @@ def swiglu_backward(
     With s = sigmoid(gate):  d_gate = dy * weight * up * s * (1 + gate * (1 - s)),  d_up = dy * weight * gate * s,
     d_weight = sum over F of dy * gate * s * up.
     """
+    _check("swiglu_backward", gate_up, weight_M, dy_MF)
     d_gate_up, d_weight_M = _swiglu_backward(dy_MF, *_parts(gate_up), weight_M, backend=backend)
     return d_gate_up, None if weight_M is None else d_weight_M
 
@@ -127,6 +145,7 @@ def swiglu_backward_quantise(
 ) -> tuple[Rows, Rows, Tensor | None]:
     """``swiglu_backward`` with d_gate_up quantised from FP32 both ways: in tiles of 1 x 128 for the gradient of the
     input, [M, 2F], and transposed in tiles of 128 x 1 for that of the weight, [2F, MP]."""
+    _check("swiglu_backward_quantise", gate_up, weight_M, dy_MF)
     values, scales, values_t, scales_t, d_weight_M = _swiglu_backward_quantise(
         dy_MF, *_parts(gate_up), weight_M, pow2, backend=backend
     )

@@ -5,9 +5,11 @@ accumulator's precision (V3 report section 3.3.1: gradients are accumulated in F
 Legend: M tokens, N outputs, K inputs.
 """
 
+import torch
 from torch import Tensor
 
 from deepseek_kernels.registry import define
+from deepseek_kernels.shapes import check_axes, check_dtype, check_shape
 
 
 def _fake(dy: Tensor, x: Tensor, into: Tensor) -> None:
@@ -26,4 +28,10 @@ def weight_gradient(dy_MN: Tensor, x_MK: Tensor, into_NK: Tensor, *, backend: st
     """Adds dy^T x to ``into``, FP32 (FP64 where the model is). ``reference`` widens both operands first; ``torch``
     multiplies
     them as they are, with an FP32 result; ``ext`` is apex's one kernel."""
+    check_axes("weight_gradient", "dy", dy_MN, "M, N")
+    check_axes("weight_gradient", "x", x_MK, "M, K")
+    (rows, outputs), inputs = dy_MN.shape, x_MK.shape[1]
+    check_shape("weight_gradient", "x", x_MK, (rows, inputs), "dy", dy_MN.shape)
+    check_shape("weight_gradient", "into", into_NK, (outputs, inputs), "dy^T x with x", x_MK.shape)
+    check_dtype("weight_gradient", "into", into_NK.dtype, torch.float32, torch.float64)
     _weight_gradient(dy_MN, x_MK, into_NK, backend=backend)
