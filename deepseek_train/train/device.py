@@ -36,9 +36,8 @@ def memory_problems(config: RunConfig, layout: ParallelLayout) -> list[Problem]:
     """Where CPUs are to train what cannot be held: one copy of the weights, gradients and moments is more than this
     machine's memory. Its ranks would be killed without a word."""
     parameters = count_parameters(all_weights(config.model)) * local_ranks(layout) // layout.world
-    each = (
-        4 + 4 + _BYTES[config.precision.params] + 2 * _BYTES[config.precision.moments]
-    )  # masters and gradients: FP32
+    masters_and_gradients = 4 + 4
+    each = masters_and_gradients + _BYTES[config.precision.params] + 2 * _BYTES[config.precision.moments]
     needed, there = parameters * each, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed <= there:
         return []

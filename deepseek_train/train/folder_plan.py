@@ -48,8 +48,11 @@ def folder_problems(config: RunConfig) -> list[Problem]:
         except OSError as error:
             what = f"cannot write to {needed}: {error.strerror}"
             return [Problem(key, what, f"Choose a folder that is yours: {key}=...", storage_failed(error))]
-    if config.resume == "never":
-        return []
+    return [] if config.resume == "never" else _of_the_run_before(config, folder, there)
+
+
+def _of_the_run_before(config: RunConfig, folder: Path, there: bool) -> list[Problem]:
+    """What cannot be gone on with. ``there``: its checkpoints' folder."""
     if not there or not (folder / CONFIG_FILE).is_file():
         if config.resume == "must":
             return [

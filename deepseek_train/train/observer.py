@@ -101,7 +101,7 @@ def open_observer(
         return Observer(config, layout, folder, Monitor(()), False, wandb_id)
     print(f"{config.name}: {describe(config, layout)}", flush=True)
     device_type = planned_device(config.cluster.device, layout)
-    print(f"kernels: {plan_kernels(config, device_type)}; linears in {_linears(config)}", flush=True)
+    print(f"kernels: {plan_kernels(config, device_type)}; linears in {linears_of(config)}", flush=True)
     m = config.monitor
     steps = progress.step + steps_to(config, layout, progress.tokens)
     gpu = GpuProbe().sample if config.cluster.device != "cpu" else None
@@ -116,7 +116,8 @@ def open_observer(
     return Observer(config, layout, folder, Monitor(tuple(sinks)), True, wandb_id)
 
 
-def _linears(config: RunConfig) -> str:
+def linears_of(config: RunConfig) -> str:
+    """What they compute in, and where that is not V3's recipe."""
     fp8, params = config.precision.fp8, config.precision.params.upper()
     if fp8 is None:
         return params

@@ -17,6 +17,7 @@ from deepseek_kernels.machine import BackendUnavailable
 from deepseek_train.cli.compose import compose_config
 from deepseek_train.config.parse import ConfigError
 from deepseek_train.train.kernel_plan import kernel_problems, plan_kernels
+from deepseek_train.train.observer import linears_of
 from deepseek_train.train.preflight import preflight
 
 
@@ -134,6 +135,23 @@ print(quantise_rows(x, pow2=False, backend="triton").values.float()[[0, 0, 1], [
 def test_the_example_of_the_package_runs() -> None:
     done = doctest.testmod(deepseek_kernels)
     assert (done.attempted, done.failed) == (11, 0)
+
+
+def test_a_run_says_where_its_recipe_is_not_v3s() -> None:
+    asked = ["experiment=tiny", "precision=fp8"]
+    assert linears_of(compose_config(["experiment=tiny", "precision=bf16"])) == "BF16"
+    assert linears_of(compose_config(asked)) == "FP8 (V3's recipe), all else in BF16"
+    others = ["precision.fp8.activations.scale=pow2", "precision.fp8.accumulate=hopper"]
+    expected = "FP8 (V3's recipe, but activations 1x128 pow2, accumulate hopper), all else in BF16"
+    assert linears_of(compose_config([*asked, *others])) == expected
+
+
+def test_the_gate_says_which_families_there_are() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "deepseek_kernels.gate", "moee"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no family moee: write attention gemm" in done.stderr
 
 
 def test_emulated_accumulation_wants_the_reference(on_gpu: None) -> None:

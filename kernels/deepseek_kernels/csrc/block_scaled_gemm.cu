@@ -9,15 +9,15 @@
 #include <cstddef>
 
 #include "hopper.cuh"
-#include "pieces.cuh"
+#include "tile_scheduler.cuh"
 #include "promotion.cuh"
-#include "results.cuh"
+#include "epilogue.cuh"
 #include "tensor_map.cuh"
 
 namespace {
 
-using pieces::kCluster, pieces::kTile, pieces::Piece, pieces::Problem;
-using results::Output, results::kStoreBf16, results::kStoreFp32, results::kAddFp32;
+using tile_scheduler::kCluster, tile_scheduler::kTile, tile_scheduler::Piece, tile_scheduler::Problem;
+using epilogue::Output, epilogue::kStoreBf16, epilogue::kStoreFp32, epilogue::kAddFp32;
 
 constexpr int kWarps = 8;      // that multiply
 constexpr int kCopiers = 128;  // threads beside them, of which one copies
@@ -34,7 +34,7 @@ struct Shared {
     uint8_t a[kOperandBytes];
     uint8_t b[kColumns * kTile];
   } stages[kStages];
-  uint8_t results[kWarps][results::kBytes<kOutput, kColumns>];  // of each warp, on their way out
+  uint8_t results[kWarps][epilogue::kBytes<kOutput, kColumns>];  // of each warp, on their way out
   float a_scales[kStages][kTile];
   float b_scales[kRowsB<kOutput> ? kStages : 1][kRowsB<kOutput> ? kColumns : 1];
   uint64_t full[kStages], empty[kStages];
@@ -50,8 +50,8 @@ __device__ void copy_operands(const Problem& p, Shared<kOutput, kColumns>& s, co
   constexpr int kPart = kColumns / kCluster;  // rows of B that a block copies for both
   const int rank = cluster_rank();
   int count = 0;
-  for (int index = blockIdx.x / kCluster; index < pieces::count(p); index += gridDim.x / kCluster) {
-    const Piece w = pieces::piece_at(p, index, rank);
+  for (int index = blockIdx.x / kCluster; index < tile_scheduler::count(p); index += gridDim.x / kCluster) {
+    const Piece w = tile_scheduler::piece_at(p, index, rank);
     const int row_a = w.tile_m * kTile, column = w.tile_n * kColumns;
     const int row_b = (p.starts ? 0 : w.expert * p.b_rows) + column;
     for (int k = w.first_k; k < w.last_k; ++k, ++count) {
@@ -106,8 +106,8 @@ __device__ void multiply_all(const Problem& p, Shared<kOutput, kColumns>& s, con
   const int rank = cluster_rank(), lane = threadIdx.x % 32, warp = (threadIdx.x - kCopiers) / 32;
   const int group = warp / 4, row_in_tile = warp * 16;  // the first warpgroup has rows 0 to 63
   int count = 0;
-  for (int index = blockIdx.x / kCluster; index < pieces::count(p); index += gridDim.x / kCluster) {
-    const Piece w = pieces::piece_at(p, index, rank);
+  for (int index = blockIdx.x / kCluster; index < tile_scheduler::count(p); index += gridDim.x / kCluster) {
+    const Piece w = tile_scheduler::piece_at(p, index, rank);
     if (w.first_k == w.last_k) continue;  // an expert without rows
     const promotion::BlockScales<kColumns> blocks(p, w);
     float sum[kProducts][kCount] = {};
@@ -134,8 +134,8 @@ __device__ void multiply_all(const Problem& p, Shared<kOutput, kColumns>& s, con
     if (kRowsB<kOutput> && p.starts) sums += static_cast<int64_t>(w.expert) * p.m * p.n;
 #pragma unroll
     for (int i = 0; i < kProducts; ++i) {
-      const results::Target to{sums, boxes_of_c, p.m, p.n, w.tile_m * kTile + row_in_tile, w.tile_n * kColumns + i * kWidth};
-      results::leave<kOutput, kColumns>(to, sum[i], s.results[warp], lane);
+      const epilogue::Target to{sums, boxes_of_c, p.m, p.n, w.tile_m * kTile + row_in_tile, w.tile_n * kColumns + i * kWidth};
+      epilogue::leave<kOutput, kColumns>(to, sum[i], s.results[warp], lane);
     }
   }
   writes_done();
@@ -150,7 +150,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kCopiers + 32
   using S = Shared<kOutput, kColumns>;
   S& s = *reinterpret_cast<S*>(memory);
   if (threadIdx.x == 0) {
-    hopper::expect_boxes_of(&a), hopper::expect_boxes_of(&b), hopper::expect_boxes_of(&a_scales);
+    hopper::prefetch(&a), hopper::prefetch(&b), hopper::prefetch(&a_scales);
     for (int i = 0; i < S::kStages; ++i) {
       hopper::barrier_init(&s.full[i], 1);
       hopper::barrier_init(&s.empty[i], kCluster * kWarps);
@@ -225,7 +225,7 @@ extern "C" int deepseek_block_scaled_gemm(const void* a, const float* a_scales, 
               describe(&maps[2], kFp32, a_scales, k / kTile, (m + 3) / 4 * 4, 1);
   maps[3] = maps[4] = maps[2];
   if (rows_b) good = good && describe(&maps[3], kFp32, b_scales, k / kTile, (n + 3) / 4 * 4, 1);
-  if (output == kStoreBf16 && results::boxes_reach(c, n)) good = good && describe(&maps[4], kBf16, c, m, n, results::kRows);
+  if (output == kStoreBf16 && epilogue::boxes_reach(c, n)) good = good && describe(&maps[4], kBf16, c, m, n, epilogue::kRows);
   if (!good) return -2;
   blocks = min(blocks / kCluster * kCluster, pairs_m * tiles_n * cuts * kCluster);
   const auto s = static_cast<cudaStream_t>(stream);

@@ -51,7 +51,7 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 // ---- tensor memory accelerator: boxes of global matrices into shared memory, where what lies outside arrives as zeros, and back
 
 // Has the description of a matrix at hand when its first box is copied.
-__device__ __forceinline__ void expect_boxes_of(const CUtensorMap* map) {
+__device__ __forceinline__ void prefetch(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 

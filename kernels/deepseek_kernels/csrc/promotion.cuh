@@ -1,11 +1,11 @@
 // Sums of 128 products each, as the tensor cores leave them, to FP32 sums of all, times the scales of A and B (V3 report, section 3.3.2).
 // Of 8 columns a thread has two neighbours in two rows, "upper" and "lower".
 #pragma once
-#include "pieces.cuh"
+#include "tile_scheduler.cuh"
 
 namespace promotion {
 
-using pieces::kTile;
+using tile_scheduler::kTile;
 
 // Scales of B by its blocks: a tile's columns lie in the block that it begins in, and in the next.
 template <int kColumns>
@@ -13,7 +13,7 @@ struct BlockScales {
   const float* along[2];  // K
   bool amid;              // a tile of 192 begins in the middle of a block
 
-  __device__ BlockScales(const pieces::Problem& p, const pieces::Piece& w) : amid(w.tile_n % 2) {
+  __device__ BlockScales(const tile_scheduler::Problem& p, const tile_scheduler::Piece& w) : amid(w.tile_n % 2) {
     const int blocks = p.b_rows / kTile;
     for (int i = 0; i < 2; ++i) {
       const int block = min(w.tile_n * kColumns / kTile + i, blocks - 1);  // beyond the last there is nothing: any will do

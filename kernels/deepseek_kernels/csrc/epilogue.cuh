@@ -4,7 +4,7 @@
 #pragma once
 #include "hopper.cuh"
 
-namespace results {
+namespace epilogue {
 
 enum Output { kStoreBf16, kStoreFp32, kAddFp32 };
 
@@ -92,4 +92,4 @@ __device__ __forceinline__ void leave(const Target& to, const float (&sum)[kCoun
   if constexpr (kOutput == kAddFp32) add_fp32(to, sum, memory, lane);
 }
 
-}  // namespace results
+}  // namespace epilogue

@@ -1,7 +1,7 @@
 // A product's tiles in the order in which clusters work on them.
 #pragma once
 
-namespace pieces {
+namespace tile_scheduler {
 
 constexpr int kTile = 128;   // of M, N and K
 constexpr int kCluster = 2;  // blocks that share B
@@ -51,4 +51,4 @@ __device__ __forceinline__ int count(const Problem& p) {
   return p.pairs_m * p.tiles_n * (p.starts ? p.experts : 1);
 }
 
-}  // namespace pieces
+}  // namespace tile_scheduler
